@@ -1,0 +1,1 @@
+"""Tracefs: find it, read event formats, define probes, render kernel filters."""
