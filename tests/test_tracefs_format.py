@@ -51,7 +51,8 @@ def assert_plausible(parsed: Format, text: str) -> None:
             case Kind.CHARS | Kind.ARRAY:
                 assert field.count * field.element_size == field.size
             case Kind.DATA_LOC | Kind.REL_LOC:
-                assert field.size == 4 and field.element_size in (1, 2, 4, 8)
+                assert field.size == 4
+                assert field.element_size in (1, 2, 4, 8)
             case Kind.DATA_LOCS:
                 assert field.size == 4 * field.count
             case Kind.FLEXIBLE:
@@ -198,12 +199,14 @@ def test_comm_became_dynamic() -> None:
     new = canned(NEWEST, "sched/sched_process_fork")["parent_comm"]
     assert (old.kind, old.count) == (Kind.CHARS, 16)
     assert new.kind is Kind.DATA_LOC
-    assert old.is_string and new.is_string
+    assert old.is_string
+    assert new.is_string
 
 
 def test_lookup() -> None:
     parsed = canned(HERE, "raw_syscalls/sys_enter")
-    assert "id" in parsed and "nothing" not in parsed
+    assert "id" in parsed
+    assert "nothing" not in parsed
     assert parsed["id"].offset == 8
     assert parsed.get("nothing") is None
     with pytest.raises(KeyError):
@@ -313,7 +316,7 @@ def test_a_record_cut_short_is_refused() -> None:
     ],
 )
 def test_what_is_not_a_format(text: str) -> None:
-    with pytest.raises(ValueError, match="not a|unbalanced|location"):
+    with pytest.raises(ValueError, match=r"not a|unbalanced|location"):
         parse_format(text)
 
 
