@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from ringside.sensor.tracefs.format import Field, Format, Kind, parse_format
 from ringside.sensor.tracefs.mount import Tracefs, open_tracefs
 

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from ..errors import KernelError, SetupError
 from .format import Format, parse_format
@@ -50,7 +51,7 @@ class Tracefs:
     def __repr__(self) -> str:
         return f"Tracefs({str(self.root)!r}, writable={self.writable})"
 
-    def __enter__(self) -> Tracefs:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
