@@ -7,11 +7,8 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ringside.sensor.container import (
-    Container,
-    ContainerMatcher,
-    ContainerTable,
-)
+from ringside.sensor.container import Container, ContainerTable
+from ringside.sensor.container_filter import ContainerMatcher
 from ringside.sensor.errors import RequestError
 
 WEB = "254dd98a7bf1581560ddace9f98b7933bfb3c2f5fc0504ec1b8dcc9614bc7062"
