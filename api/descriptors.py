@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import cache
 from importlib import import_module
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor_pool import DescriptorPool
@@ -34,23 +34,22 @@ def pool() -> DescriptorPool:
             import_module(name)
         except ModuleNotFoundError:
             pass
-    default: DescriptorPool = descriptor_pool.Default()  # type: ignore[no-untyped-call]
+    default: DescriptorPool = descriptor_pool.Default()
     for file in descriptor_pb2.FileDescriptorSet.FromString(_serialized()).file:
         try:
-            default.FindFileByName(file.name)  # type: ignore[no-untyped-call]
+            default.FindFileByName(file.name)
         except KeyError:
-            default.AddSerializedFile(file.SerializeToString())  # type: ignore[no-untyped-call]
+            default.AddSerializedFile(file.SerializeToString())
     return default
 
 
 @cache
 def message_class(full_name: str) -> type[Message]:
-    """protobuf's class for a message of the API, as in message_class("capsule8.api.v0.Event"); KeyError if none."""
+    """protobuf's class for a message, as in message_class("capsule8.api.v0.Event"); KeyError if none."""
     from google.protobuf import message_factory
 
-    found: Any = pool().FindMessageTypeByName(full_name)  # type: ignore[no-untyped-call]
-    made: type[Message] = message_factory.GetMessageClass(found)  # type: ignore[no-untyped-call]
-    return made
+    found: type[Message] = message_factory.GetMessageClass(pool().FindMessageTypeByName(full_name))
+    return found
 
 
 def _serialized() -> bytes:

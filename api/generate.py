@@ -1,8 +1,8 @@
 """Writes what is generated from the .proto files: `python api/generate.py`, or `--check` to only compare.
 
-betterproto2's plugin lays its output out by proto package, as a tree that has to be importable from its very
-top: capsule8/api/v0, google/ beside it, and imports that climb above the package. Here the top is `ringside.api`,
-so capsule8/api/v0 becomes v0 and its imports climb two levels less.
+betterproto2's plugin lays its output out by proto package, as a tree that has to be importable from its
+very top: capsule8/api/v0, google/ beside it, and imports that climb above the package. Here the top is
+`ringside.api`, so capsule8/api/v0 becomes v0 and its imports climb two levels less.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def protoc(*arguments: str, cwd: Path) -> None:
 
 
 def without_foreign_comments(descriptors: bytes) -> bytes:
-    """The same FileDescriptorSet without the comments of Google's own files: their text isn't ours to copy."""
+    """The same FileDescriptorSet without the comments of Google's own files: they aren't ours to copy."""
     from betterproto2_compiler.lib.google.protobuf import FileDescriptorSet, SourceCodeInfo
 
     files = FileDescriptorSet.parse(descriptors)
