@@ -78,6 +78,7 @@ def pytest_make_collect_report(
 # --- leaks
 
 _abandoned: list[str] = []
+_told: set[str] = set()  # once is enough, the session need not repeat it
 _cancel_all_tasks = asyncio.runners._cancel_all_tasks  # type: ignore[attr-defined]
 
 
@@ -133,7 +134,9 @@ class Leaks:
         if found and not _abandoned:
             gc.collect()  # what only waits for the collector has been reported as a ResourceWarning
             found = self.found()
+        found = [line for line in found if line not in _told]
         _abandoned.clear()
+        _told.update(found)
         if found:
             pytest.fail("left behind: " + "; ".join(found), pytrace=False)
 
