@@ -1,0 +1,32 @@
+"""Describes the C module to cffi; setup.py builds it as ringside.sensor._perf."""
+
+import os
+from pathlib import Path
+
+from cffi import FFI
+
+HERE = Path(__file__).resolve().parent
+SANITIZE = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g", "-O1"]
+
+ffibuilder = FFI()
+ffibuilder.cdef((HERE / "sensor" / "_perf.h").read_text())
+ffibuilder.set_source(
+    "ringside.sensor._perf",
+    '#include "_perf.c"',
+    include_dirs=["sensor"],
+    depends=["sensor/_perf.c", "sensor/_perf.h"],
+    py_limited_api=True,
+    extra_compile_args=[
+        "-std=gnu11",
+        "-O3",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        # what cffi itself generates is not ours to mend
+        "-Wno-unused-parameter",
+        "-Wno-unused-function",
+        "-Wno-missing-field-initializers",
+        *(SANITIZE if os.environ.get("RINGSIDE_SANITIZE") else []),
+    ],
+    extra_link_args=SANITIZE[:1] if os.environ.get("RINGSIDE_SANITIZE") else [],
+)

@@ -1,0 +1,1526 @@
+/*
+ * Rings, merge, plans: from the kernel's perf ring buffers to protobuf bytes.
+ *
+ * This file moves bytes and decides nothing. What an event looks like on the wire (plans, tags), who
+ * wants it (routes, tests) and who did it (processes) is set by Python; here records are taken from
+ * the rings in the order of time, looked up, encoded once and appended to each output that wants them.
+ * Errors are negative errno values. Nothing here is thread safe; nothing calls back into Python.
+ *
+ * Formats: perf_event_open(2) for the records, include/trace/trace_events.h for __data_loc,
+ * protobuf.dev/programming-guides/encoding for the output.
+ */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <errno.h>
+#include <linux/perf_event.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "_perf.h"
+
+enum {
+    MAX_RECORD = 65536,       /* perf_event_header.size is 16 bits wide */
+    BODY_ROOM = 4 * MAX_RECORD,
+    HEADER_ROOM = 160,        /* all of an event but its body and its process's bytes */
+    SIDE_ROOM = 4096,         /* PATH_MAX; the longest that a FETCH reads */
+    MAX_DEPTH = 8,
+    KEYS = 1024,              /* keys (system call numbers) below this are looked up, others searched */
+    HOLD_ROOM = 4 << 20,
+    IN_FLIGHT = 20000,        /* ns: a record stamped this long ago is surely in its ring by now */
+    NO_ENTRY = -1,
+};
+
+/* ---- small things ---------------------------------------------------------------------------- */
+
+static inline uint64_t load(const uint8_t *p, unsigned size)
+{
+    switch (size) {
+    case 1:
+        return *p;
+    case 2: {
+        uint16_t v;
+        memcpy(&v, p, 2);
+        return v;
+    }
+    case 4: {
+        uint32_t v;
+        memcpy(&v, p, 4);
+        return v;
+    }
+    default: {
+        uint64_t v;
+        memcpy(&v, p, 8);
+        return v;
+    }
+    }
+}
+
+static inline uint64_t sign_extend(uint64_t v, unsigned size)
+{
+    unsigned shift = 64 - 8 * size;
+    return (uint64_t)((int64_t)(v << shift) >> shift);
+}
+
+static inline uint64_t swap(uint64_t v, unsigned size)
+{
+    return __builtin_bswap64(v) >> (64 - 8 * size);
+}
+
+static inline uint8_t *put_varint(uint8_t *out, uint64_t v)
+{
+    while (v >= 0x80) {
+        *out++ = (uint8_t)(v | 0x80);
+        v >>= 7;
+    }
+    *out++ = (uint8_t)v;
+    return out;
+}
+
+static inline unsigned varint_length(uint64_t v)
+{
+    return (unsigned)(63 - __builtin_clzll(v | 1)) / 7 + 1;
+}
+
+static inline uint8_t *put(uint8_t *out, const uint8_t *from, size_t length)
+{
+    if (length)
+        memcpy(out, from, length);
+    return out + length;
+}
+
+static inline uint8_t *put_tag(uint8_t *out, const rs_tag *tag)
+{
+    memcpy(out, tag->bytes, sizeof tag->bytes); /* all of it: a fixed size is one move; see HEADER_ROOM */
+    return out + tag->length;
+}
+
+static bool grow(void **array, size_t *room, size_t need, size_t item)
+{
+    if (need <= *room)
+        return true;
+    size_t more = *room ? *room : 16;
+    while (more < need)
+        more *= 2;
+    void *p = realloc(*array, more * item);
+    if (!p)
+        return false;
+    memset((char *)p + *room * item, 0, (more - *room) * item);
+    *array = p;
+    *room = more;
+    return true;
+}
+
+uint64_t rs_clock(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC_RAW, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/*
+ * Copy text, replacing what is not UTF-8 by U+FFFD, since a protobuf string that is not UTF-8 makes
+ * receivers refuse the whole message. One replacement for each maximal ill-formed part, as in Python's
+ * errors="replace" (Unicode 15, section 3.9, "U+FFFD Substitution of Maximal Subparts").
+ */
+static size_t put_text(uint8_t *out, const uint8_t *s, size_t length)
+{
+    uint8_t *start = out;
+    size_t i = 0;
+    while (i < length) {
+        uint8_t c = s[i];
+        if (c < 0x80) {
+            *out++ = c;
+            i++;
+            continue;
+        }
+        unsigned more = c >= 0xc2 && c <= 0xdf ? 1 : (c & 0xf0) == 0xe0 ? 2 : c >= 0xf0 && c <= 0xf4 ? 3 : 0;
+        uint8_t low = c == 0xe0 ? 0xa0 : c == 0xf0 ? 0x90 : 0x80;
+        uint8_t high = c == 0xed ? 0x9f : c == 0xf4 ? 0x8f : 0xbf;
+        unsigned good = 0;
+        while (good < more && i + 1 + good < length && s[i + 1 + good] >= low && s[i + 1 + good] <= high) {
+            good++;
+            low = 0x80;
+            high = 0xbf;
+        }
+        if (more && good == more) {
+            out = put(out, s + i, more + 1);
+        } else {
+            out = put(out, (const uint8_t *)"\xef\xbf\xbd", 3);
+        }
+        i += good + 1;
+    }
+    return (size_t)(out - start);
+}
+
+/* ---- a map from numbers to pointers: open addressing, linear probing ---------------------------- */
+
+struct map {
+    uint64_t *keys; /* key + 1; 0 is free */
+    void **values;
+    size_t room, used;
+};
+
+static inline size_t map_slot(const struct map *m, uint64_t key)
+{
+    return (size_t)((key * 0x9e3779b97f4a7c15u) >> 32) & (m->room - 1);
+}
+
+static void *map_get(const struct map *m, uint64_t key)
+{
+    if (!m->room)
+        return NULL;
+    for (size_t i = map_slot(m, key);; i = (i + 1) & (m->room - 1)) {
+        if (m->keys[i] == key + 1)
+            return m->values[i];
+        if (!m->keys[i])
+            return NULL;
+    }
+}
+
+static bool map_set(struct map *m, uint64_t key, void *value)
+{
+    if (2 * (m->used + 1) > m->room) {
+        struct map bigger = {.room = m->room ? 2 * m->room : 64};
+        bigger.keys = calloc(bigger.room, sizeof *bigger.keys);
+        bigger.values = calloc(bigger.room, sizeof *bigger.values);
+        if (!bigger.keys || !bigger.values) {
+            free(bigger.keys);
+            free(bigger.values);
+            return false;
+        }
+        for (size_t i = 0; i < m->room; i++)
+            if (m->keys[i])
+                map_set(&bigger, m->keys[i] - 1, m->values[i]);
+        free(m->keys);
+        free(m->values);
+        *m = bigger;
+    }
+    size_t i = map_slot(m, key);
+    while (m->keys[i] && m->keys[i] != key + 1)
+        i = (i + 1) & (m->room - 1);
+    m->used += !m->keys[i];
+    m->keys[i] = key + 1;
+    m->values[i] = value;
+    return true;
+}
+
+static void *map_take(struct map *m, uint64_t key)
+{
+    if (!m->room)
+        return NULL;
+    size_t i = map_slot(m, key), mask = m->room - 1;
+    while (m->keys[i] != key + 1) {
+        if (!m->keys[i])
+            return NULL;
+        i = (i + 1) & mask;
+    }
+    void *value = m->values[i];
+    m->used--;
+    for (size_t j = (i + 1) & mask; m->keys[j]; j = (j + 1) & mask) {
+        size_t home = map_slot(m, m->keys[j] - 1);
+        if (((j - home) & mask) >= ((j - i) & mask)) {
+            m->keys[i] = m->keys[j];
+            m->values[i] = m->values[j];
+            i = j;
+        }
+    }
+    m->keys[i] = 0;
+    return value;
+}
+
+static void map_free(struct map *m, bool values)
+{
+    for (size_t i = 0; values && i < m->room; i++)
+        if (m->keys[i])
+            free(m->values[i]);
+    free(m->keys);
+    free(m->values);
+}
+
+/* ---- the engine's parts ------------------------------------------------------------------------- */
+
+struct process {
+    uint32_t flags, container;
+    uint32_t head, lineage, tail; /* lengths, in this order in bytes */
+    uint8_t bytes[];
+};
+
+struct event { /* a perf event's id: which source it feeds, from when until when */
+    uint32_t source;
+    uint64_t from, until;
+};
+
+struct source {
+    bool used;
+    uint32_t flags, key_offset, key_size;
+    rs_op *ops;
+    uint32_t n_ops;
+    uint8_t *pool;
+    size_t pool_length;
+    rs_entry *entries;
+    uint32_t n_entries;
+    rs_test *tests;
+    uint32_t n_tests;
+    uint8_t *test_pool;
+    size_t test_pool_length;
+    int32_t any;          /* first entry for every key */
+    int32_t others;       /* first entry for a key that by_key has no place for */
+    int32_t *by_key;      /* first entry for each key below KEYS; NULL if there are none */
+};
+
+struct output {
+    bool used, ready, include_self;
+    uint8_t *data;
+    size_t length, room, flush_at;
+    uint64_t events, first_time, last_time;
+    uint64_t since, until, left, interval, next_time;
+    uint8_t *containers;
+    size_t container_bytes;
+};
+
+struct ring {
+    bool used, mapped;
+    int cpu;
+    struct perf_event_mmap_page *page;
+    uint8_t *data;
+    uint64_t size, at, published, head;
+    size_t mapped_length;
+    const uint8_t *record; /* the one at `at`, whole; NULL if this drain has no more */
+    uint32_t record_size;
+    uint64_t record_time, last_time, lost;
+    uint64_t skipped; /* bytes that were no record, not told yet */
+    uint8_t *wrap;
+};
+
+struct held { /* a record that waits for its container: this, then `length` bytes, padded to 8 */
+    uint32_t total, length, container, source; /* source UINT32_MAX: outputs, then the body */
+    uint64_t time;
+    int32_t cpu, pid, tid;
+    uint32_t n_outputs, with_lineage;
+};
+
+struct rs_engine {
+    int32_t self_pid;
+    rs_tags tags;
+    uint64_t sequence;
+    char digits[20]; /* of `sequence`, right-aligned */
+    int first_digit;
+    uint8_t id_prefix[32], sensor_field[64], publish[16];
+    size_t id_prefix_length, sensor_field_length, publish_length;
+    struct map events, processes;
+    uint64_t cached_id;
+    struct event *cached_event;
+    int32_t cached_pid;
+    struct process *cached_process;
+    struct source *sources;
+    size_t n_sources;
+    struct output *outputs;
+    size_t n_outputs;
+    struct ring *rings;
+    size_t n_rings;
+    uint32_t *wanting; /* scratch: outputs that want the record at hand */
+    size_t wanting_room;
+    uint32_t *ready;   /* outputs to flush */
+    size_t n_ready, ready_room;
+    bool draining;
+    int stepping; /* the ring whose record Python was given, or -1 */
+    uint64_t cut;
+    uint8_t *body, *hold;
+    size_t hold_length;
+    rs_counters counters;
+};
+
+rs_engine *rs_new(int32_t self_pid, const rs_tags *tags, uint64_t first_sequence, const uint8_t *id_prefix,
+                  size_t id_length, const uint8_t *sensor_field, size_t sensor_length)
+{
+    if (id_length > sizeof ((rs_engine *)0)->id_prefix || sensor_length > sizeof ((rs_engine *)0)->sensor_field)
+        return NULL;
+    rs_engine *e = calloc(1, sizeof *e);
+    if (!e)
+        return NULL;
+    e->body = malloc(BODY_ROOM);
+    if (!e->body) {
+        free(e);
+        return NULL;
+    }
+    e->stepping = -1;
+    e->self_pid = self_pid;
+    e->tags = *tags;
+    e->sequence = first_sequence;
+    e->first_digit = sizeof e->digits;
+    for (uint64_t v = first_sequence; v || e->first_digit == sizeof e->digits; v /= 10)
+        e->digits[--e->first_digit] = (char)('0' + v % 10);
+    put(e->id_prefix, id_prefix, id_length);
+    e->id_prefix_length = id_length;
+    put(e->sensor_field, sensor_field, sensor_length);
+    e->sensor_field_length = sensor_length;
+    return e;
+}
+
+static void source_free(struct source *s)
+{
+    free(s->ops);
+    free(s->pool);
+    free(s->entries);
+    free(s->tests);
+    free(s->test_pool);
+    free(s->by_key);
+    memset(s, 0, sizeof *s);
+}
+
+void rs_free(rs_engine *e)
+{
+    if (!e)
+        return;
+    for (size_t i = 0; i < e->n_rings; i++)
+        rs_ring_close(e, (int)i);
+    for (size_t i = 0; i < e->n_sources; i++)
+        source_free(&e->sources[i]);
+    for (size_t i = 0; i < e->n_outputs; i++)
+        rs_output_clear(e, (uint32_t)i);
+    map_free(&e->events, true);
+    map_free(&e->processes, true);
+    free(e->sources);
+    free(e->outputs);
+    free(e->rings);
+    free(e->wanting);
+    free(e->ready);
+    free(e->body);
+    free(e->hold);
+    free(e);
+}
+
+const rs_counters *rs_count(const rs_engine *e)
+{
+    return &e->counters;
+}
+
+uint64_t rs_sequence(const rs_engine *e)
+{
+    return e->sequence;
+}
+
+static void next_sequence(rs_engine *e)
+{
+    int i = sizeof e->digits - 1;
+    e->sequence++;
+    while (i >= e->first_digit && e->digits[i] == '9')
+        e->digits[i--] = '0';
+    if (i < e->first_digit) {
+        e->first_digit = i;
+        e->digits[i] = '1';
+    } else {
+        e->digits[i]++;
+    }
+}
+
+void rs_publish_field(rs_engine *e, const uint8_t *field, size_t length)
+{
+    e->publish_length = length <= sizeof e->publish ? length : 0;
+    put(e->publish, field, e->publish_length);
+}
+
+/* ---- processes ---------------------------------------------------------------------------------- */
+
+int rs_process_set(rs_engine *e, int32_t pid, uint32_t flags, uint32_t container, const uint8_t *head,
+                   size_t head_length, const uint8_t *lineage, size_t lineage_length, const uint8_t *tail,
+                   size_t tail_length)
+{
+    size_t total = head_length + lineage_length + tail_length;
+    if (pid <= 0 || total > MAX_RECORD)
+        return -EINVAL;
+    struct process *p = malloc(sizeof *p + total);
+    if (!p)
+        return -ENOMEM;
+    *p = (struct process){flags, container, (uint32_t)head_length, (uint32_t)lineage_length, (uint32_t)tail_length};
+    put(put(put(p->bytes, head, head_length), lineage, lineage_length), tail, tail_length);
+    rs_process_clear(e, pid);
+    if (!map_set(&e->processes, (uint64_t)pid, p)) {
+        free(p);
+        return -ENOMEM;
+    }
+    return 0;
+}
+
+void rs_process_clear(rs_engine *e, int32_t pid)
+{
+    free(map_take(&e->processes, (uint64_t)(uint32_t)pid));
+    e->cached_process = NULL;
+}
+
+size_t rs_process_count(const rs_engine *e)
+{
+    return e->processes.used;
+}
+
+static inline struct process *process_of(rs_engine *e, int32_t pid)
+{
+    if (e->cached_process && e->cached_pid == pid)
+        return e->cached_process;
+    struct process *p = map_get(&e->processes, (uint64_t)(uint32_t)pid);
+    e->cached_pid = pid;
+    e->cached_process = p;
+    return p;
+}
+
+/* ---- outputs ------------------------------------------------------------------------------------ */
+
+int rs_output_set(rs_engine *e, uint32_t output, size_t flush_at, uint64_t since, uint64_t until, uint64_t limit,
+                  uint64_t interval, uint32_t include_self)
+{
+    if (output >= 1u << 20 || !flush_at)
+        return -EINVAL;
+    if (!grow((void **)&e->outputs, &e->n_outputs, output + 1, sizeof *e->outputs) ||
+        !grow((void **)&e->wanting, &e->wanting_room, e->n_outputs, sizeof *e->wanting) ||
+        !grow((void **)&e->ready, &e->ready_room, e->n_outputs, sizeof *e->ready))
+        return -ENOMEM;
+    struct output *o = &e->outputs[output];
+    if (!o->used)
+        *o = (struct output){.used = true};
+    o->flush_at = flush_at;
+    o->since = since;
+    o->until = until ? until : UINT64_MAX;
+    o->left = limit ? limit : UINT64_MAX;
+    o->interval = interval;
+    o->include_self = include_self;
+    return 0;
+}
+
+int rs_output_containers(rs_engine *e, uint32_t output, const uint8_t *bits, size_t length)
+{
+    if (output >= e->n_outputs || !e->outputs[output].used)
+        return -EINVAL;
+    uint8_t *copy = malloc(length ? length : 1);
+    if (!copy)
+        return -ENOMEM;
+    put(copy, bits, length);
+    free(e->outputs[output].containers);
+    e->outputs[output].containers = copy;
+    e->outputs[output].container_bytes = length;
+    return 0;
+}
+
+void rs_output_clear(rs_engine *e, uint32_t output)
+{
+    if (output >= e->n_outputs)
+        return;
+    free(e->outputs[output].data);
+    free(e->outputs[output].containers);
+    e->outputs[output] = (struct output){0};
+    size_t kept = 0;
+    for (size_t i = 0; i < e->n_ready; i++)
+        if (e->ready[i] != output)
+            e->ready[kept++] = e->ready[i];
+    e->n_ready = kept;
+}
+
+void rs_output_batch(const rs_engine *e, uint32_t output, rs_batch *batch)
+{
+    *batch = (rs_batch){0};
+    if (output >= e->n_outputs)
+        return;
+    const struct output *o = &e->outputs[output];
+    *batch = (rs_batch){o->data, o->length, o->events, o->first_time, o->last_time};
+}
+
+void rs_output_reset(rs_engine *e, uint32_t output)
+{
+    if (output >= e->n_outputs)
+        return;
+    e->outputs[output].length = 0;
+    e->outputs[output].events = 0;
+    e->outputs[output].ready = false;
+}
+
+uint64_t rs_output_left(const rs_engine *e, uint32_t output)
+{
+    return output < e->n_outputs ? e->outputs[output].left : 0;
+}
+
+static inline bool wants(const struct output *o, uint64_t time, bool self, uint32_t container)
+{
+    if (!o->used || time < o->since || time >= o->until || !o->left || (self && !o->include_self))
+        return false;
+    if (o->containers &&
+        (container / 8 >= o->container_bytes || !(o->containers[container / 8] >> (container % 8) & 1)))
+        return false;
+    return !o->interval || time >= o->next_time;
+}
+
+/* Encode one event, once, and append it to each of the outputs; 0 if memory is short. */
+static uint64_t deliver(rs_engine *e, const uint32_t *outputs, size_t n_outputs, uint64_t time, int cpu, int32_t tid,
+                        const struct process *p, bool with_lineage, const uint8_t *body, size_t length)
+{
+    static const struct process nobody;
+    if (!p)
+        p = &nobody;
+    size_t lineage = with_lineage ? p->lineage : 0;
+    size_t id_length = e->id_prefix_length + (sizeof e->digits - (size_t)e->first_digit);
+    size_t event = e->tags.id.length + 1 + id_length + p->head + e->sensor_field_length + e->tags.sequence.length +
+                   varint_length(e->sequence) + e->tags.time.length + varint_length(time) + lineage + length + p->tail;
+    if (tid > 0)
+        event += e->tags.tid.length + varint_length((uint64_t)tid);
+    if (cpu > 0)
+        event += e->tags.cpu.length + varint_length((uint64_t)cpu);
+    size_t outer = e->publish_length + e->tags.event.length + varint_length(event) + event;
+    size_t total = e->tags.events.length + varint_length(outer) + outer;
+    const uint8_t *made = NULL;
+
+    for (size_t i = 0; i < n_outputs; i++) {
+        struct output *o = &e->outputs[outputs[i]];
+        if (o->length + total + HEADER_ROOM > o->room) {
+            size_t room = o->room ? 2 * o->room : o->flush_at + 4096;
+            while (room < o->length + total + HEADER_ROOM)
+                room *= 2;
+            uint8_t *data = realloc(o->data, room);
+            if (!data)
+                continue;
+            o->data = data;
+            o->room = room;
+        }
+        uint8_t *out = o->data + o->length;
+        if (made) {
+            memcpy(out, made, total);
+        } else {
+            made = out;
+            out = put_varint(put_tag(out, &e->tags.events), outer);
+            out = put(out, e->publish, e->publish_length);
+            out = put_varint(put_tag(out, &e->tags.event), event);
+            out = put_tag(out, &e->tags.id);
+            *out++ = (uint8_t)id_length;
+            out = put(out, e->id_prefix, e->id_prefix_length);
+            out = put(out, (const uint8_t *)e->digits + e->first_digit, sizeof e->digits - (size_t)e->first_digit);
+            out = put(out, p->bytes, p->head);
+            out = put(out, e->sensor_field, e->sensor_field_length);
+            out = put_varint(put_tag(out, &e->tags.sequence), e->sequence);
+            out = put_varint(put_tag(out, &e->tags.time), time);
+            out = put(out, p->bytes + p->head, lineage);
+            out = put(out, body, length);
+            out = put(out, p->bytes + p->head + p->lineage, p->tail);
+            if (tid > 0)
+                out = put_varint(put_tag(out, &e->tags.tid), (uint64_t)tid);
+            if (cpu > 0)
+                put_varint(put_tag(out, &e->tags.cpu), (uint64_t)cpu);
+        }
+        if (!o->events++)
+            o->first_time = time;
+        o->last_time = time;
+        o->length += total;
+        if (o->interval)
+            o->next_time = time + o->interval;
+        if (o->left != UINT64_MAX)
+            o->left--;
+        if (!o->ready && (o->length >= o->flush_at || !o->left)) {
+            o->ready = true;
+            e->ready[e->n_ready++] = outputs[i];
+        }
+        e->counters.delivered++;
+    }
+    if (!made)
+        return 0;
+    e->counters.events++;
+    uint64_t sequence = e->sequence;
+    next_sequence(e);
+    return sequence;
+}
+
+/* Keep what can't go out yet; false if there is no room to. */
+static bool hold(rs_engine *e, struct held h, const uint32_t *outputs, const uint8_t *bytes)
+{
+    size_t total = (sizeof h + h.n_outputs * sizeof *outputs + h.length + 7) & ~(size_t)7;
+    if (!e->hold)
+        e->hold = malloc(HOLD_ROOM);
+    if (!e->hold || e->hold_length + total > HOLD_ROOM) {
+        e->counters.hold_full++;
+        return false;
+    }
+    h.total = (uint32_t)total;
+    uint8_t *out = put(e->hold + e->hold_length, (const uint8_t *)&h, sizeof h);
+    put(put(out, (const uint8_t *)outputs, h.n_outputs * sizeof *outputs), bytes, h.length);
+    e->hold_length += total;
+    e->counters.held++;
+    return true;
+}
+
+/* Hand an event with a ready body (the field of Event's oneof, tag and all) to those outputs that want it.
+   Returns its sequence number, or 0 if none did, or if it waits for its container. */
+uint64_t rs_emit(rs_engine *e, const uint32_t *outputs, uint32_t n_outputs, uint64_t time, int cpu, int32_t pid,
+                 int32_t tid, uint32_t with_lineage, const uint8_t *body, size_t length)
+{
+    const struct process *p = pid > 0 ? process_of(e, pid) : NULL;
+    size_t n = 0;
+    if (p && p->flags & RS_HOLD && length <= MAX_RECORD && n_outputs <= e->n_outputs) {
+        struct held h = {0, (uint32_t)length, p->container, UINT32_MAX, time, cpu, pid, tid, n_outputs, with_lineage};
+        if (hold(e, h, outputs, body))
+            return 0;
+    }
+    for (uint32_t i = 0; i < n_outputs; i++)
+        if (outputs[i] < e->n_outputs && n < e->wanting_room &&
+            wants(&e->outputs[outputs[i]], time, pid == e->self_pid, p ? p->container : 0))
+            e->wanting[n++] = outputs[i];
+    return n ? deliver(e, e->wanting, n, time, cpu, tid, p, with_lineage, body, length) : 0;
+}
+
+/* ---- plans -------------------------------------------------------------------------------------- */
+
+/* Linear in practice: on a mismatch only the last '*' is tried again (lib/glob.c has the same rules). */
+int rs_glob(const uint8_t *pattern, size_t pattern_length, const uint8_t *text, size_t length)
+{
+    size_t p = 0, t = 0, star = SIZE_MAX, star_text = 0;
+    while (t < length) {
+        bool ok = false;
+        size_t next = p;
+        if (p < pattern_length) {
+            uint8_t c = pattern[p];
+            if (c == '*') {
+                star = ++p;
+                star_text = t;
+                continue;
+            }
+            next = p + 1;
+            if (c == '?') {
+                ok = true;
+            } else if (c == '[') {
+                size_t q = p + 1;
+                bool inverted = q < pattern_length && pattern[q] == '!', inside = false, closed = false;
+                q += inverted;
+                for (size_t first = q; q < pattern_length; q++) {
+                    if (pattern[q] == ']' && q > first) {
+                        closed = true;
+                        break;
+                    }
+                    uint8_t from = pattern[q], to = from;
+                    if (q + 2 < pattern_length && pattern[q + 1] == '-' && pattern[q + 2] != ']') {
+                        to = pattern[q + 2];
+                        q += 2;
+                    }
+                    inside |= text[t] >= from && text[t] <= to;
+                }
+                if (closed) {
+                    ok = inside != inverted;
+                    next = q + 1;
+                } else {
+                    ok = text[t] == '[';
+                }
+            } else if (c == '\\' && p + 1 < pattern_length) {
+                ok = pattern[p + 1] == text[t];
+                next = p + 2;
+            } else {
+                ok = c == text[t];
+            }
+        }
+        if (ok) {
+            p = next;
+            t++;
+        } else if (star != SIZE_MAX) {
+            p = star;
+            t = ++star_text;
+        } else {
+            return 0;
+        }
+    }
+    while (p < pattern_length && pattern[p] == '*')
+        p++;
+    return p == pattern_length;
+}
+
+/* The text or bytes behind a __data_loc word: offset in its low half, length in its high half. */
+static const uint8_t *data_loc(const uint8_t *raw, size_t raw_length, uint32_t offset, size_t *length)
+{
+    *length = 0;
+    if (offset > raw_length || raw_length - offset < 4)
+        return raw;
+    uint32_t word = (uint32_t)load(raw + offset, 4);
+    size_t at = word & 0xffff, n = word >> 16;
+    if (at > raw_length)
+        return raw;
+    *length = n < raw_length - at ? n : raw_length - at;
+    return raw + at;
+}
+
+int rs_tests_run(const rs_test *tests, uint32_t n_tests, const uint8_t *pool, size_t pool_length, const uint8_t *raw,
+                 size_t raw_length)
+{
+    int32_t at = 0;
+    for (uint32_t steps = 0; at >= 0 && (uint32_t)at < n_tests && steps < n_tests; steps++) {
+        const rs_test *t = &tests[at];
+        bool yes = false;
+        if (t->kind == RS_TEST_INT) {
+            if (t->offset <= raw_length && t->size <= raw_length - t->offset) {
+                uint64_t v = load(raw + t->offset, t->size), w = t->value;
+                if (t->flags & RS_SWAP)
+                    v = swap(v, t->size);
+                if (t->flags & RS_SIGNED)
+                    v = sign_extend(v, t->size);
+                yes = v & w; /* RS_BITS */
+                if (t->flags & RS_SIGNED) { /* keeps the order, as unsigned numbers */
+                    v ^= 1ull << 63;
+                    w ^= 1ull << 63;
+                }
+                switch (t->cmp) {
+                case RS_EQ: yes = v == w; break;
+                case RS_NE: yes = v != w; break;
+                case RS_LT: yes = v < w; break;
+                case RS_LE: yes = v <= w; break;
+                case RS_GT: yes = v > w; break;
+                case RS_GE: yes = v >= w; break;
+                }
+            }
+        } else if (t->text <= pool_length && t->length <= pool_length - t->text) {
+            size_t n = 0;
+            const uint8_t *s = raw;
+            if (t->flags & RS_DATA_LOC) {
+                s = data_loc(raw, raw_length, t->offset, &n);
+            } else if (t->offset <= raw_length) {
+                s = raw + t->offset;
+                n = t->size < raw_length - t->offset ? t->size : raw_length - t->offset;
+            }
+            n = n ? strnlen((const char *)s, n) : 0;
+            if (t->cmp == RS_GLOB)
+                yes = rs_glob(pool + t->text, t->length, s, n);
+            else
+                yes = (n == t->length && (!n || !memcmp(s, pool + t->text, n))) == (t->cmp == RS_EQ);
+        }
+        at = yes ? t->yes : t->no;
+    }
+    return at == RS_ACCEPT;
+}
+
+/* Read another process's memory, as far as it is there; the number of bytes, or -errno. */
+int64_t rs_read_memory(int32_t pid, uint64_t address, uint8_t *out, size_t length)
+{
+    size_t done = 0;
+    while (done < length) {
+        /* one page at a time: process_vm_readv(2) gives nothing of an iovec that faults midway */
+        size_t step = 4096 - (size_t)((address + done) % 4096);
+        if (step > length - done)
+            step = length - done;
+        struct iovec here = {out + done, step}, there = {(void *)(uintptr_t)(address + done), step};
+        ssize_t n = process_vm_readv(pid, &here, 1, &there, 1, 0);
+        if (n <= 0)
+            return done ? (int64_t)done : n ? -errno : -EFAULT;
+        done += (size_t)n;
+    }
+    return (int64_t)done;
+}
+
+static size_t read_text(int32_t pid, uint64_t address, uint8_t *out, size_t length)
+{
+    size_t done = 0;
+    while (done < length) {
+        size_t step = 4096 - (size_t)((address + done) % 4096);
+        if (done == 0 && step > 256)
+            step = 256; /* most names are short, and a page costs more than a part of one */
+        if (step > length - done)
+            step = length - done;
+        int64_t n = rs_read_memory(pid, address + done, out + done, step);
+        if (n <= 0)
+            return 0; /* no end in sight: a part of a name is not the name */
+        const uint8_t *end = memchr(out + done, 0, (size_t)n);
+        if (end)
+            return (size_t)(end - out) + 1;
+        done += (size_t)n;
+    }
+    return 0;
+}
+
+struct text {
+    const uint8_t *at;
+    size_t length;
+};
+
+static struct text text_of(const rs_op *op, const uint8_t *base, size_t base_length)
+{
+    struct text t = {base, 0};
+    if (op->op == RS_OP_STRING || op->op == RS_OP_BYTES) {
+        t.at = data_loc(base, base_length, op->offset, &t.length);
+    } else if (op->offset <= base_length) {
+        t.at = base + op->offset;
+        t.length = op->length < base_length - op->offset ? op->length : base_length - op->offset;
+    }
+    if (op->op == RS_OP_STRING || (op->op == RS_OP_CHARS && !(op->flags & RS_ABSTRACT && t.length && !*t.at)))
+        t.length = t.length ? strnlen((const char *)t.at, t.length) : 0;
+    return t;
+}
+
+/* Run a plan over a record; the length of what it wrote, or a negative errno. */
+int64_t rs_plan_run(const rs_op *ops, uint32_t n_ops, const uint8_t *pool, size_t pool_length, const uint8_t *raw,
+                    size_t raw_length, int32_t pid, uint8_t *out, size_t room)
+{
+    uint8_t side[SIDE_ROOM];
+    size_t side_length = 0;
+    uint8_t *start = out, *end = out + room, *opened[MAX_DEPTH];
+    unsigned depth = 0;
+
+    for (uint32_t i = 0; i < n_ops; i++) {
+        const rs_op *op = &ops[i];
+        const uint8_t *base = op->flags & RS_SIDE ? side : raw;
+        size_t base_length = op->flags & RS_SIDE ? side_length : raw_length;
+        uint64_t v = 0;
+
+        if ((size_t)(end - out) < 32)
+            return -ENOSPC;
+        switch (op->op) {
+        case RS_OP_UINT:
+        case RS_OP_INT:
+        case RS_OP_ZIGZAG:
+        case RS_OP_BOOL:
+        case RS_OP_UNLESS:
+            if (op->offset > base_length || op->size > base_length - op->offset) {
+                if (op->op == RS_OP_UNLESS)
+                    i = op->jump - 1;
+                continue; /* the record is shorter than its format said: absent, not zero */
+            }
+            v = load(base + op->offset, op->size);
+            if (op->flags & RS_SWAP)
+                v = swap(v, op->size);
+            if (op->op == RS_OP_INT || op->op == RS_OP_ZIGZAG || op->flags & RS_SIGNED)
+                v = sign_extend(v, op->size);
+            if (op->op == RS_OP_UNLESS) {
+                if (v != op->value)
+                    i = op->jump - 1;
+                continue;
+            }
+            if (op->op == RS_OP_BOOL)
+                v = v != 0;
+            if (!v && !(op->flags & RS_KEEP_ZERO))
+                continue;
+            if (op->op == RS_OP_ZIGZAG)
+                v = v << 1 ^ (uint64_t)((int64_t)v >> 63);
+            memcpy(out, op->tag, sizeof op->tag);
+            out = put_varint(out + op->tag_length, v);
+            continue;
+        case RS_OP_CONST:
+            if (op->text > pool_length || op->length > pool_length - op->text)
+                return -EINVAL;
+            if ((size_t)(end - out) < op->length)
+                return -ENOSPC;
+            out = put(out, pool + op->text, op->length);
+            continue;
+        case RS_OP_RAW:
+            if (op->length > 16 || op->offset > base_length || op->length > base_length - op->offset)
+                continue;
+            for (uint32_t k = 0; k < op->length; k++)
+                v |= base[op->offset + k];
+            if (!v && !(op->flags & RS_KEEP_ZERO))
+                continue;
+            out = put(put(out, op->tag, op->tag_length), base + op->offset, op->length);
+            continue;
+        case RS_OP_CHARS:
+        case RS_OP_STRING:
+        case RS_OP_BYTES:
+        case RS_OP_BLOCK: {
+            struct text t = text_of(op, base, base_length);
+            if (!t.length && !(op->flags & RS_KEEP_ZERO))
+                continue;
+            if ((size_t)(end - out) < 3 * t.length + 32)
+                return -ENOSPC;
+            bool is_text = op->op == RS_OP_CHARS || op->op == RS_OP_STRING;
+            out = put(out, op->tag, op->tag_length);
+            uint8_t *text = out + varint_length(t.length);
+            size_t n = is_text ? put_text(text, t.at, t.length) : (size_t)(put(text, t.at, t.length) - text);
+            if (is_text && op->flags & RS_ABSTRACT && n && !*t.at)
+                *text = '@';
+            if (varint_length(n) != varint_length(t.length))
+                memmove(out + varint_length(n), text, n);
+            out = put_varint(out, n) + n;
+            continue;
+        }
+        case RS_OP_BEGIN:
+            if (depth == MAX_DEPTH)
+                return -EINVAL;
+            out = put(out, op->tag, op->tag_length);
+            opened[depth++] = out++;
+            continue;
+        case RS_OP_END: {
+            if (!depth)
+                return -EINVAL;
+            uint8_t *at = opened[--depth];
+            size_t n = (size_t)(out - at - 1);
+            unsigned more = varint_length(n) - 1;
+            if (more) {
+                memmove(at + 1 + more, at + 1, n);
+                out += more;
+            }
+            put_varint(at, n);
+            continue;
+        }
+        case RS_OP_FETCH: {
+            size_t want = op->length < SIDE_ROOM ? op->length : SIDE_ROOM;
+            side_length = 0;
+            if (op->offset <= raw_length && op->size <= raw_length - op->offset)
+                v = load(raw + op->offset, op->size);
+            if (op->flags & RS_COUNTED && op->value <= raw_length && 4 <= raw_length - op->value) {
+                int64_t count = (int32_t)load(raw + op->value, 4);
+                want = count < 0 ? 0 : (size_t)count < want ? (size_t)count : want;
+            }
+            if (v && want && op->flags & RS_TEXT) {
+                side_length = read_text(pid, v, side, want);
+            } else if (v && want) {
+                int64_t n = rs_read_memory(pid, v, side, want);
+                side_length = n > 0 ? (size_t)n : 0;
+            }
+            if (!side_length)
+                i = op->jump - 1;
+            continue;
+        }
+        default:
+            return -EINVAL;
+        }
+    }
+    return depth ? -EINVAL : out - start;
+}
+
+/* ---- sources: what the kernel's events feed ------------------------------------------------------ */
+
+static bool copy_array(void **to, const void *from, size_t bytes)
+{
+    free(*to);
+    *to = malloc(bytes ? bytes : 1);
+    if (*to && bytes)
+        memcpy(*to, from, bytes);
+    return *to;
+}
+
+int rs_source_set(rs_engine *e, uint32_t source, uint32_t flags, const rs_op *ops, uint32_t n_ops,
+                  const uint8_t *pool, size_t pool_length, uint32_t key_offset, uint32_t key_size)
+{
+    if (source >= 1u << 20)
+        return -EINVAL;
+    for (uint32_t i = 0; i < n_ops; i++) {
+        bool jumps = ops[i].op == RS_OP_UNLESS || ops[i].op == RS_OP_FETCH;
+        if ((jumps && (ops[i].jump <= i || ops[i].jump > n_ops)) || ops[i].tag_length > sizeof ops[i].tag)
+            return -EINVAL; /* only forward, so that every plan ends */
+        if (ops[i].size != 1 && ops[i].size != 2 && ops[i].size != 4 && ops[i].size != 8 && ops[i].size != 0)
+            return -EINVAL;
+    }
+    if (!grow((void **)&e->sources, &e->n_sources, source + 1, sizeof *e->sources))
+        return -ENOMEM;
+    struct source *s = &e->sources[source];
+    source_free(s);
+    s->flags = flags;
+    s->key_offset = key_offset;
+    s->key_size = key_size;
+    s->any = s->others = NO_ENTRY;
+    if (!copy_array((void **)&s->ops, ops, n_ops * sizeof *ops) ||
+        !copy_array((void **)&s->pool, pool, pool_length))
+        return -ENOMEM;
+    s->n_ops = n_ops;
+    s->pool_length = pool_length;
+    s->used = true;
+    return 0;
+}
+
+int rs_source_route(rs_engine *e, uint32_t source, const rs_entry *entries, uint32_t n_entries,
+                    const rs_test *tests, uint32_t n_tests, const uint8_t *pool, size_t pool_length)
+{
+    if (source >= e->n_sources || !e->sources[source].used)
+        return -EINVAL;
+    for (uint32_t i = 0; i < n_entries; i++)
+        if (entries[i].output >= e->n_outputs || entries[i].first_test >= (int32_t)n_tests)
+            return -EINVAL;
+    for (uint32_t i = 0; i < n_tests; i++)
+        if (tests[i].kind == RS_TEST_INT && tests[i].size != 1 && tests[i].size != 2 && tests[i].size != 4 &&
+            tests[i].size != 8)
+            return -EINVAL;
+    struct source *s = &e->sources[source];
+    s->n_entries = s->n_tests = 0;
+    s->any = s->others = NO_ENTRY;
+    free(s->by_key);
+    s->by_key = NULL;
+    if (!copy_array((void **)&s->entries, entries, n_entries * sizeof *entries) ||
+        !copy_array((void **)&s->tests, tests, n_tests * sizeof *tests) ||
+        !copy_array((void **)&s->test_pool, pool, pool_length))
+        return -ENOMEM;
+    s->n_entries = n_entries;
+    s->n_tests = n_tests;
+    s->test_pool_length = pool_length;
+    for (uint32_t i = n_entries; i-- > 0;) {
+        rs_entry *n = &s->entries[i];
+        int32_t *list = n->any ? &s->any : &s->others;
+        if (!n->any && n->key >= 0 && n->key < KEYS) {
+            if (!s->by_key) {
+                s->by_key = malloc(KEYS * sizeof *s->by_key);
+                if (!s->by_key)
+                    return -ENOMEM;
+                for (int k = 0; k < KEYS; k++)
+                    s->by_key[k] = NO_ENTRY;
+            }
+            list = &s->by_key[n->key];
+        }
+        n->next = *list;
+        *list = (int32_t)i;
+    }
+    return 0;
+}
+
+int rs_event_set(rs_engine *e, uint64_t id, uint32_t source, uint64_t from, uint64_t until)
+{
+    if (source >= e->n_sources || !e->sources[source].used)
+        return -EINVAL;
+    struct event *v = map_get(&e->events, id);
+    if (!v) {
+        v = malloc(sizeof *v);
+        if (!v || !map_set(&e->events, id, v)) {
+            free(v);
+            return -ENOMEM;
+        }
+    }
+    *v = (struct event){source, from, until ? until : UINT64_MAX};
+    return 0;
+}
+
+void rs_event_clear(rs_engine *e, uint64_t id)
+{
+    free(map_take(&e->events, id));
+    e->cached_event = NULL;
+}
+
+/* ---- perf events --------------------------------------------------------------------------------- */
+
+#if defined(__x86_64__)
+#define STACK_POINTER (1ull << 7) /* PERF_REG_X86_SP */
+#elif defined(__aarch64__)
+#define STACK_POINTER (1ull << 31) /* PERF_REG_ARM64_SP */
+#else
+#define STACK_POINTER 0 /* no user stack is sampled there */
+#endif
+#ifndef PERF_FORMAT_LOST
+#define PERF_FORMAT_LOST (1u << 4) /* 6.0 */
+#endif
+
+/* Open a perf event on a CPU, not enabled yet; the descriptor, or -errno. */
+int rs_perf_open(const rs_perf *perf, int cpu, int cgroup_fd)
+{
+    struct perf_event_attr attr = {
+        .size = sizeof attr,
+        .type = perf->tracepoint < 0 ? PERF_TYPE_SOFTWARE : PERF_TYPE_TRACEPOINT,
+        .config = perf->tracepoint < 0 ? PERF_COUNT_SW_DUMMY : (uint64_t)perf->tracepoint,
+        .sample_period = 1,
+        .sample_type = PERF_SAMPLE_IDENTIFIER | PERF_SAMPLE_TID | PERF_SAMPLE_TIME | PERF_SAMPLE_RAW,
+        .disabled = 1,
+        .sample_id_all = 1,
+        .watermark = 1,
+        .wakeup_watermark = perf->watermark,
+        .use_clockid = 1,
+        .clockid = CLOCK_MONOTONIC_RAW,
+        .read_format = PERF_FORMAT_LOST,
+    };
+    unsigned long flags = PERF_FLAG_FD_CLOEXEC | (cgroup_fd >= 0 ? PERF_FLAG_PID_CGROUP : 0);
+    if (perf->stack_size && STACK_POINTER) {
+        attr.sample_type |= PERF_SAMPLE_REGS_USER | PERF_SAMPLE_STACK_USER;
+        attr.sample_regs_user = STACK_POINTER;
+        attr.sample_stack_user = perf->stack_size;
+    }
+    if (perf->cgroup)
+        attr.sample_type |= PERF_SAMPLE_CGROUP;
+    long fd = syscall(SYS_perf_event_open, &attr, cgroup_fd >= 0 ? cgroup_fd : -1, cpu, -1, flags);
+    if (fd < 0 && errno == EINVAL) {
+        attr.read_format = 0; /* before 6.0 */
+        fd = syscall(SYS_perf_event_open, &attr, cgroup_fd >= 0 ? cgroup_fd : -1, cpu, -1, flags);
+    }
+    return fd < 0 ? -errno : (int)fd;
+}
+
+int rs_perf_id(int fd, uint64_t *id)
+{
+    return ioctl(fd, PERF_EVENT_IOC_ID, id) ? -errno : 0;
+}
+
+int rs_perf_filter(int fd, const char *filter)
+{
+    return ioctl(fd, PERF_EVENT_IOC_SET_FILTER, filter) ? -errno : 0;
+}
+
+int rs_perf_redirect(int fd, int ring_fd)
+{
+    return ioctl(fd, PERF_EVENT_IOC_SET_OUTPUT, ring_fd) ? -errno : 0;
+}
+
+int rs_perf_enable(int fd, int on)
+{
+    return ioctl(fd, on ? PERF_EVENT_IOC_ENABLE : PERF_EVENT_IOC_DISABLE, 0) ? -errno : 0;
+}
+
+/* Samples of this event that found its ring full, ever; -ENOTSUP before 6.0. */
+int64_t rs_perf_lost(int fd)
+{
+    uint64_t value[2];
+    ssize_t n = read(fd, value, sizeof value);
+    return n < 0 ? -errno : n < (ssize_t)sizeof value ? -ENOTSUP : (int64_t)value[1];
+}
+
+/* ---- rings --------------------------------------------------------------------------------------- */
+
+static int ring_add(rs_engine *e, struct ring r)
+{
+    size_t i = 0;
+    while (i < e->n_rings && e->rings[i].used)
+        i++;
+    if (!grow((void **)&e->rings, &e->n_rings, i + 1, sizeof *e->rings))
+        return -ENOMEM;
+    r.used = true;
+    r.at = r.published = __atomic_load_n(&r.page->data_tail, __ATOMIC_RELAXED);
+    e->rings[i] = r;
+    return (int)i;
+}
+
+/* Map a perf event's ring of `pages` (a power of two) data pages; the ring's index, or -errno. */
+int rs_ring_open(rs_engine *e, int fd, int cpu, size_t pages)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), length = (pages + 1) * page;
+    void *memory = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (memory == MAP_FAILED)
+        return -errno;
+    struct ring r = {.cpu = cpu, .mapped = true, .page = memory, .data = (uint8_t *)memory + page,
+                     .size = pages * page, .mapped_length = length};
+    int i = ring_add(e, r);
+    if (i < 0)
+        munmap(memory, length);
+    return i;
+}
+
+/* The same over memory that is laid out like a ring and belongs to the caller. */
+int rs_ring_attach(rs_engine *e, void *memory, size_t pages, size_t page_size, int cpu)
+{
+    uint64_t size = pages * page_size;
+    if (!size || size & (size - 1) || page_size < sizeof(struct perf_event_mmap_page))
+        return -EINVAL;
+    struct ring r = {.cpu = cpu, .page = memory, .data = (uint8_t *)memory + page_size, .size = size};
+    return ring_add(e, r);
+}
+
+void rs_ring_close(rs_engine *e, int ring)
+{
+    if (ring < 0 || (size_t)ring >= e->n_rings || !e->rings[ring].used)
+        return;
+    struct ring *r = &e->rings[ring];
+    if (r->mapped)
+        munmap(r->page, r->mapped_length);
+    free(r->wrap);
+    *r = (struct ring){0};
+}
+
+uint64_t rs_ring_lost(const rs_engine *e, int ring)
+{
+    return ring >= 0 && (size_t)ring < e->n_rings ? e->rings[ring].lost : 0;
+}
+
+/* Bytes in the ring that were not read yet. */
+size_t rs_ring_waiting(const rs_engine *e, int ring)
+{
+    if (ring < 0 || (size_t)ring >= e->n_rings || !e->rings[ring].used)
+        return 0;
+    return (size_t)(__atomic_load_n(&e->rings[ring].page->data_head, __ATOMIC_ACQUIRE) - e->rings[ring].at);
+}
+
+static inline void ring_publish(struct ring *r)
+{
+    if (r->published == r->at)
+        return;
+    r->published = r->at;
+    /* release: every read of the bytes comes before the kernel may write over them */
+    __atomic_store_n(&r->page->data_tail, r->at, __ATOMIC_RELEASE);
+}
+
+/* Make `record` the one at `at`, or NULL if there is none older than the cut. */
+static inline void ring_load(struct ring *r, uint64_t cut)
+{
+    uint64_t left = r->head - r->at;
+    r->record = NULL;
+    if (left < sizeof(struct perf_event_header))
+        goto torn;
+    uint64_t offset = r->at & (r->size - 1);
+    const uint8_t *p = r->data + offset; /* a header never wraps: records are multiples of 8 */
+    uint32_t size = (uint32_t)load(p + 6, 2);
+    if (size < 32 || size > left || size % 8 || size > r->size)
+        goto corrupt;
+    if (offset + size > r->size) {
+        if (!r->wrap && !(r->wrap = malloc(MAX_RECORD)))
+            return;
+        size_t first = (size_t)(r->size - offset);
+        memcpy(r->wrap, p, first);
+        memcpy(r->wrap + first, r->data, size - first);
+        p = r->wrap;
+    }
+    uint64_t time = load(p + (load(p, 4) == PERF_RECORD_SAMPLE ? 24 : size - 16), 8);
+    if (time > cut)
+        return;
+    r->record = p;
+    r->record_size = size;
+    r->record_time = time;
+    return;
+torn:
+    if (!left)
+        return;
+corrupt: /* nothing behind it can be trusted; begin again with what comes next */
+    r->skipped += left;
+    r->at = r->head;
+}
+
+static inline void ring_step(struct ring *r, uint64_t cut)
+{
+    r->last_time = r->record_time;
+    r->at += r->record_size;
+    if (r->at - r->published >= r->size / 8)
+        ring_publish(r);
+    ring_load(r, cut);
+}
+
+/* ---- the drain ------------------------------------------------------------------------------------ */
+
+static inline size_t collect(rs_engine *e, const struct source *s, int32_t at, size_t n, const uint8_t *raw,
+                             size_t raw_length, uint64_t time, bool self, uint32_t container)
+{
+    size_t before = n;
+    for (; at != NO_ENTRY; at = s->entries[at].next) {
+        const rs_entry *entry = &s->entries[at];
+        if (!wants(&e->outputs[entry->output], time, self, container))
+            continue;
+        size_t k = 0;
+        while (k < before && e->wanting[k] != entry->output)
+            k++;
+        if (k < before || (n > before && e->wanting[n - 1] == entry->output))
+            continue; /* two filters of one subscription; entries are in the order of outputs */
+        if (entry->first_test >= 0 &&
+            !rs_tests_run(s->tests + entry->first_test, s->n_tests - (uint32_t)entry->first_test, s->test_pool,
+                          s->test_pool_length, raw, raw_length))
+            continue;
+        e->wanting[n++] = entry->output;
+    }
+    return n;
+}
+
+static void dispatch(rs_engine *e, const struct source *s, uint64_t time, int cpu, int32_t pid, int32_t tid,
+                     const struct process *p, const uint8_t *raw, size_t raw_length)
+{
+    bool self = pid == e->self_pid;
+    uint32_t container = p ? p->container : 0;
+    size_t n = collect(e, s, s->any, 0, raw, raw_length, time, self, container);
+    if (s->key_size && s->key_offset <= raw_length && s->key_size <= raw_length - s->key_offset &&
+        (s->by_key || s->others != NO_ENTRY)) {
+        int64_t key = (int64_t)sign_extend(load(raw + s->key_offset, s->key_size), s->key_size);
+        if (s->by_key && key >= 0 && key < KEYS) {
+            n = collect(e, s, s->by_key[key], n, raw, raw_length, time, self, container);
+        } else {
+            for (int32_t at = s->others; at != NO_ENTRY; at = s->entries[at].next)
+                if (s->entries[at].key == key) {
+                    n = collect(e, s, at, n, raw, raw_length, time, self, container);
+                    break;
+                }
+        }
+    }
+    if (!n) {
+        *(self ? &e->counters.self : &e->counters.unwanted) += 1;
+        return;
+    }
+    int64_t length = rs_plan_run(s->ops, s->n_ops, s->pool, s->pool_length, raw, raw_length, pid, e->body, BODY_ROOM);
+    if (length < 0)
+        e->counters.corrupt += raw_length;
+    else
+        deliver(e, e->wanting, n, time, cpu, tid, p, s->flags & RS_LINEAGE, e->body, (size_t)length);
+}
+
+/* Let go what waited for this container; the number of events. */
+uint64_t rs_release(rs_engine *e, uint32_t container)
+{
+    size_t length = e->hold_length, kept = 0;
+    uint64_t released = 0;
+    for (size_t at = 0; at < length;) {
+        struct held h;
+        memcpy(&h, e->hold + at, sizeof h);
+        if (h.container != container) {
+            memmove(e->hold + kept, e->hold + at, h.total);
+            kept += h.total;
+        } else {
+            const uint8_t *bytes = e->hold + at + sizeof h;
+            const struct process *p = process_of(e, h.pid);
+            released++;
+            if (h.source == UINT32_MAX) {
+                size_t n = 0;
+                for (uint32_t i = 0; i < h.n_outputs; i++) {
+                    uint32_t output = (uint32_t)load(bytes + 4 * i, 4);
+                    if (output < e->n_outputs &&
+                        wants(&e->outputs[output], h.time, h.pid == e->self_pid, p ? p->container : 0))
+                        e->wanting[n++] = output;
+                }
+                if (n)
+                    deliver(e, e->wanting, n, h.time, h.cpu, h.tid, p, h.with_lineage,
+                            bytes + 4 * h.n_outputs, h.length);
+            } else if (h.source < e->n_sources && e->sources[h.source].used) {
+                dispatch(e, &e->sources[h.source], h.time, h.cpu, h.pid, h.tid, p, bytes, h.length);
+            }
+        }
+        at += h.total;
+    }
+    e->hold_length = kept;
+    return released;
+}
+
+/* One sample: 0 to go on, or why to stop. */
+static int sample(rs_engine *e, struct ring *r, rs_stop *stop)
+{
+    const uint8_t *p = r->record;
+    uint32_t size = r->record_size;
+    uint64_t id = load(p + 8, 8), time = r->record_time;
+    int32_t pid = (int32_t)load(p + 16, 4), tid = (int32_t)load(p + 20, 4);
+
+    if (!e->cached_event || e->cached_id != id) {
+        e->cached_event = map_get(&e->events, id);
+        e->cached_id = id;
+    }
+    const struct event *event = e->cached_event;
+    if (!event || time < event->from || time >= event->until) {
+        e->counters.stale++;
+        return RS_DONE;
+    }
+    const struct source *s = &e->sources[event->source];
+    uint32_t raw_length = size >= 40 ? (uint32_t)load(p + 32, 4) : UINT32_MAX;
+    if (raw_length > size - 36) {
+        e->counters.corrupt += size;
+        return RS_DONE;
+    }
+    const uint8_t *raw = p + 36;
+
+    if (s->flags & RS_LIFECYCLE) {
+        *stop = (rs_stop){.index = (int32_t)(r - e->rings), .cpu = r->cpu, .source = event->source, .pid = pid,
+                          .tid = tid, .raw = raw, .raw_length = raw_length, .time = time};
+        uint64_t at = 36 + (uint64_t)raw_length;
+        if (s->flags & RS_STACK && at + 8 <= size) {
+            stop->abi = load(p + at, 8);
+            at += 8;
+            if (stop->abi && at + 8 <= size) {
+                stop->sp = load(p + at, 8);
+                at += 8;
+            }
+            if (at + 8 <= size) {
+                uint64_t reserved = load(p + at, 8);
+                at += 8;
+                if (reserved && reserved <= size - at && size - at - reserved >= 8) {
+                    uint64_t copied = load(p + at + reserved, 8);
+                    stop->stack = p + at;
+                    stop->stack_length = (uint32_t)(copied < reserved ? copied : reserved);
+                    at += reserved + 8;
+                }
+            }
+        }
+        if (s->flags & RS_CGROUP && at + 8 <= size)
+            stop->cgroup = load(p + at, 8);
+        return RS_RECORD;
+    }
+    struct process *process = NULL;
+    if (pid > 0) {
+        process = process_of(e, pid);
+        if (!process) {
+            *stop = (rs_stop){.index = (int32_t)(r - e->rings), .cpu = r->cpu, .pid = pid, .tid = tid, .time = time};
+            return RS_UNKNOWN;
+        }
+        if (process->flags) {
+            if (process->flags & RS_FOREIGN && s->flags & RS_NATIVE) {
+                e->counters.unwanted++;
+                return RS_DONE;
+            }
+            struct held h = {0, raw_length, process->container, event->source, time, r->cpu, pid, tid, 0, 0};
+            if (process->flags & RS_HOLD && hold(e, h, NULL, raw))
+                return RS_DONE;
+        }
+    }
+    dispatch(e, s, time, r->cpu, pid, tid, process, raw, raw_length);
+    return RS_DONE;
+}
+
+/* The record that Python was just given can't be handled yet: give it again at the next rs_drain(). */
+void rs_again(rs_engine *e)
+{
+    if (e->stepping >= 0)
+        e->counters.records--;
+    e->stepping = -1;
+}
+
+int rs_drain(rs_engine *e, uint64_t budget, rs_stop *stop)
+{
+    *stop = (rs_stop){.index = -1};
+    if (e->stepping >= 0) {
+        if (e->rings[e->stepping].used && e->rings[e->stepping].record)
+            ring_step(&e->rings[e->stepping], e->cut);
+        e->stepping = -1;
+    }
+    if (!e->draining) {
+        e->cut = rs_clock() - IN_FLIGHT;
+        for (size_t i = 0; i < e->n_rings; i++) {
+            struct ring *r = &e->rings[i];
+            if (!r->used)
+                continue;
+            /* acquire: what the head says is there is read after the head */
+            r->head = __atomic_load_n(&r->page->data_head, __ATOMIC_ACQUIRE);
+            ring_load(r, e->cut);
+        }
+        e->draining = true;
+    }
+    for (;;) {
+        struct ring *first = NULL;
+        uint64_t second = UINT64_MAX; /* the time up to which `first` may go on alone */
+        if (e->n_ready) {
+            stop->index = (int32_t)e->ready[--e->n_ready];
+            return RS_FULL;
+        }
+        for (size_t i = 0; i < e->n_rings; i++) {
+            struct ring *r = &e->rings[i];
+            if (r->skipped) {
+                *stop = (rs_stop){.index = (int32_t)i, .cpu = r->cpu, .count = r->skipped, .time = e->cut};
+                e->counters.corrupt += r->skipped;
+                r->skipped = 0;
+                return RS_CORRUPT;
+            }
+            if (!r->record)
+                continue;
+            if (!first || r->record_time < first->record_time) {
+                second = first ? first->record_time : second;
+                first = r;
+            } else if (r->record_time < second) {
+                second = r->record_time;
+            }
+        }
+        if (!first)
+            break;
+        do {
+            uint32_t type = (uint32_t)load(first->record, 4);
+            if (type == PERF_RECORD_SAMPLE) {
+                int why = sample(e, first, stop);
+                if (why == RS_UNKNOWN)
+                    return why; /* the record stays, to be taken again */
+                e->counters.records++;
+                if (why == RS_RECORD) {
+                    e->stepping = (int)(first - e->rings); /* its bytes must stay until Python has read them */
+                    return why;
+                }
+            } else if (type == PERF_RECORD_LOST && first->record_size >= 48) {
+                uint64_t count = load(first->record + 16, 8);
+                *stop = (rs_stop){.index = (int32_t)(first - e->rings), .cpu = first->cpu, .count = count,
+                                  .since = first->last_time, .time = first->record_time};
+                first->lost += count;
+                e->counters.lost += count;
+                ring_step(first, e->cut);
+                return RS_LOST;
+            }
+            ring_step(first, e->cut);
+            if (budget && !--budget)
+                return RS_YIELD;
+        } while (first->record && first->record_time <= second && !e->n_ready);
+    }
+    for (size_t i = 0; i < e->n_rings; i++)
+        if (e->rings[i].used)
+            ring_publish(&e->rings[i]);
+    e->draining = false;
+    return RS_DONE;
+}

@@ -1,0 +1,186 @@
+/* The engine's interface. cffi reads this file as it stands, so it holds declarations only. */
+
+/* What a plan does, one operation after the other. `tag` is the protobuf tag, already a varint. */
+enum {
+    RS_OP_CONST,   /* copy `length` bytes of the pool from `text` */
+    RS_OP_UINT,    /* varint of the unsigned integer at `offset` */
+    RS_OP_INT,     /* varint of the sign-extended integer at `offset` (ten bytes if negative) */
+    RS_OP_ZIGZAG,  /* zigzag varint of the signed integer at `offset` */
+    RS_OP_BOOL,    /* varint 1 if the integer at `offset` is not zero */
+    RS_OP_RAW,     /* `length` bytes at `offset` as they are: fixed32, fixed64 */
+    RS_OP_CHARS,   /* string: up to `length` bytes at `offset`, to the first NUL */
+    RS_OP_STRING,  /* string behind the __data_loc word at `offset`, to the first NUL */
+    RS_OP_BYTES,   /* bytes behind the __data_loc word at `offset` */
+    RS_OP_BLOCK,   /* bytes: `length` bytes at `offset` */
+    RS_OP_BEGIN,   /* open a nested message */
+    RS_OP_END,     /* close it and write its length before it */
+    RS_OP_UNLESS,  /* go to `jump` unless the integer at `offset` equals `value` */
+    RS_OP_FETCH,   /* read the caller's memory at the pointer at `offset` into the side buffer;
+                      `length` bytes at most, or as many as the integer at `value` says, to the first
+                      NUL with RS_TEXT; go to `jump` if nothing could be read */
+};
+
+enum { /* flags of an operation */
+    RS_KEEP_ZERO = 1, /* write the field even if it is zero: a member of a oneof, a map's value */
+    RS_SWAP = 2,      /* the integer is in network byte order */
+    RS_SIDE = 4,      /* `offset` counts in the side buffer, not in the record */
+    RS_TEXT = 8,      /* RS_OP_FETCH: text, ends at the first NUL */
+    RS_ABSTRACT = 16, /* RS_OP_CHARS: a leading NUL is written as '@' (unix(7), abstract sockets) */
+    RS_SIGNED = 32,   /* RS_OP_UNLESS, tests: sign-extend the integer */
+    RS_COUNTED = 64,  /* RS_OP_FETCH: `value` is the offset of an integer that bounds the length */
+    RS_DATA_LOC = 128 /* tests: the text lies behind a __data_loc word */
+};
+
+typedef struct {
+    uint8_t op, size, flags, tag_length;
+    uint8_t tag[4];
+    uint32_t offset, length, text, jump;
+    uint64_t value;
+} rs_op;
+
+/* One comparison of a compiled predicate; `yes` and `no` are indexes, or RS_ACCEPT, RS_REJECT. */
+enum { RS_ACCEPT = -1, RS_REJECT = -2 };
+enum { RS_EQ, RS_NE, RS_LT, RS_LE, RS_GT, RS_GE, RS_GLOB, RS_BITS };
+enum { RS_TEST_INT, RS_TEST_TEXT };
+
+typedef struct {
+    uint8_t kind, cmp, size, flags;
+    uint32_t offset, length, text;
+    uint64_t value;
+    int32_t yes, no;
+} rs_test;
+
+/* Who gets a source's records: an output, for one key or (any = 1) for all, if its tests accept. */
+typedef struct {
+    uint32_t output;
+    int32_t first_test; /* index of the first test, or RS_ACCEPT */
+    int64_t key;
+    uint32_t any;
+    int32_t next; /* the engine's own */
+} rs_entry;
+
+enum { /* flags of a source */
+    RS_LIFECYCLE = 1, /* its records go to Python */
+    RS_STACK = 2,     /* its samples carry REGS_USER (one register) and STACK_USER */
+    RS_LINEAGE = 4,   /* its events carry the lineage */
+    RS_CGROUP = 8,    /* its samples end with the cgroup's id */
+    RS_NATIVE = 16    /* records of processes flagged RS_FOREIGN are left out */
+};
+
+enum { /* flags of a process */
+    RS_FOREIGN = 1, /* runs with another system call table than the kernel's own (32-bit) */
+    RS_HOLD = 2     /* its events wait until its context is set anew or rs_release() */
+};
+
+/* Why rs_drain() returned. */
+enum {
+    RS_DONE,    /* all that is older than the moment the drain began is handled */
+    RS_RECORD,  /* a lifecycle record: the stop's fields say what */
+    RS_FULL,    /* output `index` has reached its flush size */
+    RS_LOST,    /* ring `index` lost `count` records between `since` and `time` */
+    RS_UNKNOWN, /* a record of process `pid`, which has no context yet; set one and go on */
+    RS_CORRUPT, /* ring `index` held something that is no record; `count` bytes were skipped */
+    RS_YIELD    /* the budget is used up; go on when others had their turn */
+};
+
+typedef struct {
+    int32_t index, cpu;
+    uint32_t source;
+    int32_t pid, tid;
+    uint32_t raw_length, stack_length;
+    uint64_t time, since, count, abi, sp, cgroup;
+    const uint8_t *raw, *stack;
+} rs_stop;
+
+typedef struct {
+    uint64_t records;   /* samples read from the rings */
+    uint64_t events;    /* events encoded, each once */
+    uint64_t delivered; /* events handed to outputs, once for each */
+    uint64_t unwanted;  /* samples that no output wanted */
+    uint64_t self;      /* samples of the sensor's own process, left out */
+    uint64_t stale;     /* samples of a perf event that was being replaced, also seen by the other */
+    uint64_t lost;      /* samples that the kernel could not write */
+    uint64_t corrupt;   /* bytes skipped because they were no record */
+    uint64_t held;      /* samples that waited for their container's names */
+    uint64_t hold_full; /* samples that could not wait, the buffer being full */
+} rs_counters;
+
+typedef struct {
+    const uint8_t *data;
+    size_t length;
+    uint64_t events, first_time, last_time;
+} rs_batch;
+
+/* The tags of the fields that every event has, as varints; Python takes them from the schema. */
+typedef struct {
+    uint8_t length, bytes[7];
+} rs_tag;
+
+typedef struct {
+    rs_tag events, event, id, sequence, time, tid, cpu;
+} rs_tags;
+
+typedef struct rs_engine rs_engine;
+
+rs_engine *rs_new(int32_t self_pid, const rs_tags *tags, uint64_t first_sequence, const uint8_t *id_prefix,
+                  size_t id_length, const uint8_t *sensor_field, size_t sensor_length);
+void rs_free(rs_engine *e);
+uint64_t rs_clock(void);
+const rs_counters *rs_count(const rs_engine *e);
+uint64_t rs_sequence(const rs_engine *e);
+
+/* What a perf event samples, and when it wakes its reader. */
+typedef struct {
+    int64_t tracepoint;      /* its id; -1: nothing, only a ring to write to */
+    uint32_t watermark;      /* wake the reader when this many bytes are waiting */
+    uint32_t stack_size;     /* RS_STACK: bytes of the user's stack, a multiple of 8 */
+    uint32_t cgroup;         /* RS_CGROUP */
+} rs_perf;
+
+int rs_perf_open(const rs_perf *perf, int cpu, int cgroup_fd);
+int rs_perf_id(int fd, uint64_t *id);
+int rs_perf_filter(int fd, const char *filter);
+int rs_perf_redirect(int fd, int ring_fd);
+int rs_perf_enable(int fd, int on);
+int64_t rs_perf_lost(int fd);
+
+int rs_ring_open(rs_engine *e, int fd, int cpu, size_t pages);
+int rs_ring_attach(rs_engine *e, void *memory, size_t pages, size_t page_size, int cpu);
+void rs_ring_close(rs_engine *e, int ring);
+uint64_t rs_ring_lost(const rs_engine *e, int ring);
+size_t rs_ring_waiting(const rs_engine *e, int ring);
+
+int rs_source_set(rs_engine *e, uint32_t source, uint32_t flags, const rs_op *ops, uint32_t n_ops,
+                  const uint8_t *pool, size_t pool_length, uint32_t key_offset, uint32_t key_size);
+int rs_source_route(rs_engine *e, uint32_t source, const rs_entry *entries, uint32_t n_entries,
+                    const rs_test *tests, uint32_t n_tests, const uint8_t *pool, size_t pool_length);
+int rs_event_set(rs_engine *e, uint64_t id, uint32_t source, uint64_t from, uint64_t until);
+void rs_event_clear(rs_engine *e, uint64_t id);
+
+int rs_output_set(rs_engine *e, uint32_t output, size_t flush_at, uint64_t since, uint64_t until, uint64_t limit,
+                  uint64_t interval, uint32_t include_self);
+int rs_output_containers(rs_engine *e, uint32_t output, const uint8_t *bits, size_t length);
+void rs_output_clear(rs_engine *e, uint32_t output);
+void rs_output_batch(const rs_engine *e, uint32_t output, rs_batch *batch);
+void rs_output_reset(rs_engine *e, uint32_t output);
+uint64_t rs_output_left(const rs_engine *e, uint32_t output);
+
+int rs_process_set(rs_engine *e, int32_t pid, uint32_t flags, uint32_t container, const uint8_t *head,
+                   size_t head_length, const uint8_t *lineage, size_t lineage_length, const uint8_t *tail,
+                   size_t tail_length);
+void rs_process_clear(rs_engine *e, int32_t pid);
+size_t rs_process_count(const rs_engine *e);
+uint64_t rs_release(rs_engine *e, uint32_t container);
+
+void rs_publish_field(rs_engine *e, const uint8_t *field, size_t length);
+int rs_drain(rs_engine *e, uint64_t budget, rs_stop *stop);
+void rs_again(rs_engine *e);
+uint64_t rs_emit(rs_engine *e, const uint32_t *outputs, uint32_t n_outputs, uint64_t time, int cpu, int32_t pid,
+                 int32_t tid, uint32_t with_lineage, const uint8_t *body, size_t length);
+
+int64_t rs_plan_run(const rs_op *ops, uint32_t n_ops, const uint8_t *pool, size_t pool_length, const uint8_t *raw,
+                    size_t raw_length, int32_t pid, uint8_t *out, size_t room);
+int rs_tests_run(const rs_test *tests, uint32_t n_tests, const uint8_t *pool, size_t pool_length, const uint8_t *raw,
+                 size_t raw_length);
+int rs_glob(const uint8_t *pattern, size_t pattern_length, const uint8_t *text, size_t length);
+int64_t rs_read_memory(int32_t pid, uint64_t address, uint8_t *out, size_t length);

@@ -1,0 +1,144 @@
+"""Kernel events whose records C turns into API events: one per tracepoint or probe, whoever wants it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ringside.api.v0 import Event
+
+from .._perf import lib
+from ..errors import UnservableError
+from ..perf import Engine, KernelEvent, Lane, Rings, Route
+from ..plan import Kernel, Table, compile_plan
+from ..program import Test, compile_program, fields_of, split
+from ..tracefs.filter import ALWAYS, CannotSay, Filter, all_of, any_of
+from ..tracefs.format import Format
+
+if TYPE_CHECKING:
+    from ..expression import Expression
+
+log = logging.getLogger(__name__)
+
+
+class BulkEvent:
+    """A kernel event shared by all who want it. Open while anybody does.
+
+    The kernel's filter is the OR of what is wanted, so that a record nobody wants is not even written;
+    who gets a record is decided in C, by key and tests, and so does not depend on the kernel's filter.
+    """
+
+    def __init__(
+        self,
+        rings: Rings,
+        record: Format,
+        event_id: int,
+        table: Table,
+        *,
+        key: str | None = None,
+        exclude: Filter = ALWAYS,
+        flags: int = 0,
+    ) -> None:
+        key_field = record[key] if key else None
+        self.name = record.name
+        self.record = record
+        self.fields = fields_of(record)
+        self.engine: Engine = rings.engine
+        self._exclude = exclude
+        self._wants: list[tuple[int, BulkWant]] = []
+        self._plan = compile_plan(Event, table, record)
+        self.source = self.engine.open_source(
+            flags, self._plan, key_field.offset if key_field else 0, key_field.size if key_field else 0
+        )
+        self.kernel = KernelEvent(rings, record.name, event_id, self.source, Lane.BULK)
+
+    def add(self, output: int, want: BulkWant) -> int:
+        """One more want; from which time on its records come."""
+        self._wants.append((output, want))
+        try:
+            since = self.kernel.open(self.filter())
+            self._reroute()
+            return since
+        except BaseException:
+            self._wants.remove((output, want))
+            self._reroute()
+            raise
+
+    def remove(self, output: int, want: BulkWant) -> None:
+        """One want less; narrows the kernel's filter, or closes the event if it was the last."""
+        if (output, want) not in self._wants:
+            return
+        self._wants.remove((output, want))
+        self._reroute()
+        if not self._wants:
+            self.kernel.close()
+            return
+        try:
+            self.kernel.open(self.filter())
+        except UnservableError as error:  # the wider filter stays in force; C goes on deciding
+            log.warning("%s: could not narrow the filter: %s", self.name, error)
+
+    def filter(self) -> str | None:
+        """The kernel's filter for all wants together; None if every record is wanted."""
+        wanted = any_of(want.filter for _, want in self._wants)
+        for said in (all_of([self._exclude, wanted]), self._exclude):
+            with suppress(CannotSay):  # too long: C decides alone
+                return said.text or None
+        return None
+
+    def _reroute(self) -> None:
+        self.engine.route(
+            self.source, [Route(output, want.key, tuple(want.tests)) for output, want in self._wants]
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class BulkWant:
+    """Records of a bulk event: those the kernel's `filter` passes and, in C, of this `key` and passing `tests`.
+
+    `filter` may let more through than the tests do, never less.
+    """
+
+    family: str
+    event: BulkEvent
+    filter: Filter = ALWAYS
+    key: int | None = None
+    tests: Sequence[Test] = ()
+
+    @classmethod
+    def of(
+        cls,
+        family: str,
+        event: BulkEvent,
+        expression: Expression,
+        *,
+        key: int | None = None,
+        tested: Expression | None = None,
+    ) -> BulkWant:
+        """Records that an expression accepts, as far as the kernel can say it decided there.
+
+        `tested` is what C has to decide for itself, all of it if not given (a key decides some).
+        """
+        said = split(expression, event.fields).kernel
+        tests = compile_program(expression if tested is None else tested, event.fields)
+        return cls(family, event, said, key, tests)
+
+    def attach(self, output: int) -> int:
+        """Have the event's records come to the output."""
+        return self.event.add(output, self)
+
+    def detach(self, output: int) -> None:
+        """No more."""
+        self.event.remove(output, self)
+
+
+def native_flag() -> int:
+    """For records whose numbers mean something else when a 32-bit program made them."""
+    flag: int = lib.RS_NATIVE
+    return flag
+
+
+__all__ = ["BulkEvent", "BulkWant", "Kernel", "native_flag"]

@@ -1,0 +1,613 @@
+"""Perf events on every CPU and the rings they write to; the Python side of _perf.c.
+
+Each CPU has two rings, opened by a dummy event of its own so that events may come and go: one for
+lifecycle records, there from the start, and one for bulk records, there while a bulk event is open.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import resource
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ringside.api.v0 import Event, GetEventsResponse, TelemetryEvent
+
+from . import wire
+from ._perf import ffi, lib
+from .errors import KernelError, SetupError, UnservableError
+from .plan import Plan
+
+if TYPE_CHECKING:
+    from .program import Test
+
+log = logging.getLogger(__name__)
+_PAGE = os.sysconf("SC_PAGESIZE")
+_ONLINE = Path("/sys/devices/system/cpu/online")
+
+
+class Lane(Enum):
+    """Which ring an event writes to."""
+
+    BULK = "bulk"
+    LIFECYCLE = "lifecycle"
+
+
+def online_cpus(path: Path = _ONLINE) -> list[int]:
+    """The CPUs that are up, from a list such as "0-3,8"."""
+    cpus: list[int] = []
+    for part in path.read_text().strip().split(","):
+        first, _, last = part.partition("-")
+        cpus.extend(range(int(first), int(last or first) + 1))
+    return cpus
+
+
+def raise_file_limit(need: int) -> None:
+    """Let this process have `need` more descriptors than it may have now, as far as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 64
+    want = used + need + 256
+    if soft == resource.RLIM_INFINITY or want <= soft:
+        return
+    for limit in ((want, max(want, hard)), (min(want, hard), hard)):
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+            return
+
+
+def _check(result: int, operation: str) -> int:
+    if result < 0:
+        raise KernelError(operation, -result)
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """An output's interest in an event: everything, or one key, and only what the tests accept."""
+
+    output: int
+    key: int | None = None
+    tests: tuple[Test, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Events ready to send: a GetEventsResponse's `events`, encoded. Times are CLOCK_MONOTONIC_RAW ns."""
+
+    data: bytes
+    events: int
+    first_time: int
+    last_time: int
+
+
+class Engine:
+    """The C engine: rings in, batches of encoded events out. Close it when done; close is idempotent."""
+
+    def __init__(self, sensor_id: str, self_pid: int, first_sequence: int = 1) -> None:
+        event, outer, response = wire.fields(Event), wire.fields(TelemetryEvent), wire.fields(GetEventsResponse)
+        tags = ffi.new("rs_tags *")
+        for name, tag in (
+            ("events", response["events"].tag),
+            ("event", outer["event"].tag),
+            ("id", event["id"].tag),
+            ("sequence", event["sensor_sequence_number"].tag),
+            ("time", event["sensor_monotime_nanos"].tag),
+            ("tid", event["process_tid"].tag),
+            ("cpu", event["cpu"].tag),
+        ):
+            target = getattr(tags, name)
+            target.length = len(tag)
+            for at, byte in enumerate(tag):
+                target.bytes[at] = byte
+        self._publish_tag = outer["publish_time_micros"].tag
+        prefix = sensor_id[:8].encode() + b"-"
+        sensor = event["sensor_id"].encode(sensor_id)
+        made = lib.rs_new(self_pid, tags, first_sequence, prefix, len(prefix), sensor, len(sensor))
+        if made == ffi.NULL:
+            raise MemoryError("no memory for the engine")
+        self.handle = made
+        self.stop = ffi.new("rs_stop *")
+        self._batch = ffi.new("rs_batch *")
+        self._free_sources: list[int] = []
+        self._free_outputs: list[int] = []
+        self._sources = 0
+        self._outputs = 0
+        self._closed = False
+
+    def close(self) -> None:
+        """Unmap every ring and free all."""
+        if not self._closed:
+            self._closed = True
+            lib.rs_free(self.handle)
+
+    # -- what happens ------------------------------------------------------------------------------
+
+    def drain(self, budget: int) -> int:
+        """Go on with the rings' records; why it stopped (lib.RS_*), the rest in `self.stop`."""
+        result: int = lib.rs_drain(self.handle, budget, self.stop)
+        return result
+
+    def set_publish_time(self, micros: int) -> None:
+        """The wall clock, in microseconds since the epoch, that events from now on are stamped with."""
+        stamp = self._publish_tag + wire.varint(micros)
+        lib.rs_publish_field(self.handle, stamp, len(stamp))
+
+    def emit(
+        self, outputs: Sequence[int], time: int, body: bytes, cpu: int = 0, pid: int = 0, tid: int = 0
+    ) -> int:
+        """Give an event with this body (fields of Event) to outputs; its sequence number, 0 if none took it."""
+        number: int = lib.rs_emit(
+            self.handle, ffi.new("uint32_t[]", outputs), len(outputs), time, cpu, pid, tid, 0, body, len(body)
+        )
+        return number
+
+    def counters(self) -> dict[str, int]:
+        """The engine's books since its start; see rs_counters in _perf.h."""
+        counted = lib.rs_count(self.handle)
+        return {name: getattr(counted, name) for name, _ in ffi.typeof("rs_counters").fields}
+
+    # -- outputs -----------------------------------------------------------------------------------
+
+    def open_output(
+        self,
+        flush_at: int,
+        *,
+        since: int = 0,
+        until: int = 0,
+        limit: int = 0,
+        interval: int = 0,
+        include_self: bool = False,
+    ) -> int:
+        """A new output, its number."""
+        output = self._free_outputs.pop() if self._free_outputs else self._outputs
+        self._outputs = max(self._outputs, output + 1)
+        _check(
+            lib.rs_output_set(self.handle, output, flush_at, since, until, limit, interval, include_self), "output"
+        )
+        return output
+
+    def set_containers(self, output: int, bits: bytes) -> None:
+        """Only the containers whose bit is set may pass."""
+        _check(lib.rs_output_containers(self.handle, output, bits, len(bits)), "containers")
+
+    def close_output(self, output: int) -> None:
+        """Forget an output; no route may name it any more."""
+        lib.rs_output_clear(self.handle, output)
+        self._free_outputs.append(output)
+
+    def take(self, output: int) -> Batch | None:
+        """What an output has gathered, which is then empty; None if that is nothing."""
+        batch = self._batch
+        lib.rs_output_batch(self.handle, output, batch)
+        if not batch.events:
+            return None
+        taken = Batch(bytes(ffi.buffer(batch.data, batch.length)), batch.events, batch.first_time, batch.last_time)
+        lib.rs_output_reset(self.handle, output)
+        return taken
+
+    def limit_left(self, output: int) -> int:
+        """How many events the output may still take."""
+        left: int = lib.rs_output_left(self.handle, output)
+        return left
+
+    # -- sources -----------------------------------------------------------------------------------
+
+    def open_source(self, flags: int, plan: Plan | None = None, key_offset: int = 0, key_size: int = 0) -> int:
+        """A new source of records, its number."""
+        source = self._free_sources.pop() if self._free_sources else self._sources
+        self._sources = max(self._sources, source + 1)
+        ops, count, pool = pack_plan(plan or Plan())
+        _check(
+            lib.rs_source_set(self.handle, source, flags, ops, count, pool, len(pool), key_offset, key_size), "source"
+        )
+        return source
+
+    def close_source(self, source: int) -> None:
+        """Forget a source; no event may name it any more."""
+        self.route(source, ())
+        self._free_sources.append(source)
+
+    def route(self, source: int, routes: Sequence[Route]) -> None:
+        """Who gets the source's records, from now on."""
+        entries = ffi.new("rs_entry[]", max(1, len(routes)))
+        tests: list[Test] = []
+        for at, route in enumerate(sorted(routes, key=lambda one: one.output)):
+            entry = entries[at]
+            entry.output = route.output
+            entry.any = route.key is None
+            entry.key = 0 if route.key is None else route.key
+            entry.first_test = len(tests) if route.tests else lib.RS_ACCEPT
+            tests.extend(route.tests)
+        array, pool = pack_tests(tests)
+        _check(
+            lib.rs_source_route(
+                self.handle, source, entries, len(routes), array, len(tests), pool, len(pool)
+            ),
+            "route",
+        )
+
+    # -- processes ---------------------------------------------------------------------------------
+
+    def set_process(
+        self, pid: int, head: bytes, lineage: bytes = b"", tail: bytes = b"", container: int = 0, flags: int = 0
+    ) -> None:
+        """The encoded fields that go into each event of this process: before and after the event's own."""
+        _check(
+            lib.rs_process_set(
+                self.handle, pid, flags, container, head, len(head), lineage, len(lineage), tail, len(tail)
+            ),
+            "process",
+        )
+
+    def clear_process(self, pid: int) -> None:
+        """Forget a process."""
+        lib.rs_process_clear(self.handle, pid)
+
+
+def pack_plan(plan: Plan) -> tuple[object, int, bytes]:
+    """A plan as C has it: array of rs_op, their number, pool of constants."""
+    ops = ffi.new("rs_op[]", max(1, len(plan.ops)))
+    pool = bytearray()
+    for at, op in enumerate(plan.ops):
+        target = ops[at]
+        target.op, target.size, target.flags = op.op, op.size, op.flags
+        target.tag_length = len(op.tag)
+        for index, byte in enumerate(op.tag):
+            target.tag[index] = byte
+        target.offset, target.jump, target.value = op.offset, op.jump, op.value
+        target.length = op.length
+        if op.text:
+            target.text, target.length = len(pool), len(op.text)
+            pool += op.text
+    return ops, len(plan.ops), bytes(pool)
+
+
+def pack_tests(tests: Sequence[Test]) -> tuple[object, bytes]:
+    """Tests as C has them: array of rs_test, pool of texts."""
+    array = ffi.new("rs_test[]", max(1, len(tests)))
+    pool = bytearray()
+    for at, test in enumerate(tests):
+        target = array[at]
+        target.kind, target.cmp, target.size, target.flags = test.kind, test.cmp, test.size, test.flags
+        target.offset, target.yes, target.no = test.offset, test.yes, test.no
+        target.value = test.value & (1 << 64) - 1
+        if test.text:
+            target.text, target.length = len(pool), len(test.text)
+            pool += test.text
+    return array, bytes(pool)
+
+
+def clock() -> int:
+    """Now, in the events' clock: CLOCK_MONOTONIC_RAW, ns."""
+    now: int = lib.rs_clock()
+    return now
+
+
+# ---- rings ---------------------------------------------------------------------------------------
+
+
+@dataclass
+class _CpuRing:
+    fd: int
+    ring: int
+
+
+@dataclass
+class _Opened:
+    """One kernel event with one filter, on every CPU: (cpu, descriptor, id)."""
+
+    filter: str | None
+    events: list[tuple[int, int, int]] = field(default_factory=list)
+
+
+class KernelEvent:
+    """A tracepoint or probe, opened on every CPU with one filter at a time.
+
+    A perf event's filter can be set only once, so another filter means other perf events: they are
+    opened before the old ones are closed, and the moment between tells which records count.
+    """
+
+    def __init__(
+        self,
+        rings: Rings,
+        name: str,
+        event_id: int,
+        source: int,
+        lane: Lane,
+        *,
+        stack_size: int = 0,
+        cgroup: bool = False,
+    ) -> None:
+        self.rings = rings
+        self.name = name
+        self.event_id = event_id
+        self.source = source
+        self.lane = lane
+        self._perf = ffi.new("rs_perf *", {"tracepoint": event_id, "stack_size": stack_size, "cgroup": cgroup})
+        self._opened: _Opened | None = None
+
+    @property
+    def filter(self) -> str | None:
+        """The kernel's filter now in force; None: every record passes."""
+        return self._opened.filter if self._opened else None
+
+    @property
+    def is_open(self) -> bool:
+        """True while it produces records."""
+        return self._opened is not None
+
+    def open(self, filter_text: str | None = None) -> int:
+        """Open it, or change its filter; from which time on records pass the new filter.
+
+        UnservableError if the kernel refuses, with what was there before still in force.
+        """
+        if self._opened is not None and self._opened.filter == filter_text:
+            return clock()
+        fresh = _Opened(filter_text)
+        self.rings.acquire(self.lane)
+        try:
+            for cpu in self.rings.cpus:
+                fresh.events.append(self._open_on(cpu, filter_text))
+            for _, _, number in fresh.events:
+                # not before the old one ends
+                _check(lib.rs_event_set(self.rings.engine.handle, number, self.source, (1 << 64) - 1, 0), "event")
+            for _, fd, _ in fresh.events:
+                _check(lib.rs_perf_enable(fd, 1), f"enable {self.name}")
+        except BaseException:
+            self._close(fresh)
+            self.rings.release(self.lane)
+            raise
+        now = clock()
+        for _, _, number in fresh.events:
+            lib.rs_event_set(self.rings.engine.handle, number, self.source, now, 0)
+        stale, self._opened = self._opened, fresh
+        if stale is not None:
+            for _, _, number in stale.events:
+                lib.rs_event_set(self.rings.engine.handle, number, self.source, 0, now)
+            self.rings.retire(stale.events)
+            self.rings.release(self.lane)
+        else:
+            self.rings.open_events.append(self)
+        return now
+
+    def close(self) -> None:
+        """Stop producing records; what is in the rings is still delivered."""
+        if self._opened is not None:
+            stale, self._opened = self._opened, None
+            self.rings.open_events.remove(self)
+            self.rings.retire(stale.events)
+            self.rings.release(self.lane)
+
+    def add_cpu(self, cpu: int) -> None:
+        """Open it on a CPU that came up."""
+        if self._opened is not None and all(cpu != there for there, _, _ in self._opened.events):
+            one = self._open_on(cpu, self._opened.filter)
+            self._opened.events.append(one)
+            lib.rs_event_set(self.rings.engine.handle, one[2], self.source, 0, 0)
+            _check(lib.rs_perf_enable(one[1], 1), f"enable {self.name}")
+
+    def drop_cpu(self, cpu: int) -> None:
+        """Close it on a CPU that went down."""
+        if self._opened is not None:
+            gone = [one for one in self._opened.events if one[0] == cpu]
+            self._opened.events = [one for one in self._opened.events if one[0] != cpu]
+            self.rings.retire(gone)
+
+    def lost(self) -> int:
+        """Samples that found the ring full, as the kernel counts them (since 6.0; else 0)."""
+        return sum(max(0, lib.rs_perf_lost(fd)) for _, fd, _ in self._opened.events) if self._opened else 0
+
+    def _open_on(self, cpu: int, filter_text: str | None) -> tuple[int, int, int]:
+        self._perf.watermark = self.rings.watermark(self.lane)
+        fd = lib.rs_perf_open(self._perf, cpu, -1)
+        if fd < 0:
+            raise _refused(self.name, -fd)
+        try:
+            if filter_text is not None:
+                result = lib.rs_perf_filter(fd, filter_text.encode("utf-8", "surrogateescape"))
+                if result < 0:
+                    raise UnservableError(
+                        self.name, f"the kernel refuses the filter {filter_text!r}: {os.strerror(-result)}"
+                    )
+            _check(lib.rs_perf_redirect(fd, self.rings.fd_of(cpu, self.lane)), f"output of {self.name}")
+            number = ffi.new("uint64_t *")
+            _check(lib.rs_perf_id(fd, number), f"id of {self.name}")
+            return cpu, fd, number[0]
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def _close(self, opened: _Opened) -> None:
+        for _, fd, number in opened.events:
+            lib.rs_event_clear(self.rings.engine.handle, number)
+            os.close(fd)
+
+
+def _refused(what: str, number: int) -> Exception:
+    if number in (errno.EACCES, errno.EPERM):
+        return SetupError(
+            f"perf_event_open for {what} is not permitted",
+            "run as root, or with CAP_PERFMON (CAP_SYS_ADMIN before 5.8) and a seccomp profile that allows it",
+        )
+    if number == errno.ENOSYS:
+        return SetupError("this kernel has no perf events", "it needs CONFIG_PERF_EVENTS")
+    if number in (errno.EMFILE, errno.ENFILE):
+        return SetupError("too few file descriptors for perf events", "raise the limit, as with ulimit -n 65536")
+    return KernelError(f"perf_event_open for {what}", number)
+
+
+class Rings:
+    """The rings of every CPU that is up, and the kernel events that write to them.
+
+    Opening raises SetupError if perf events are not permitted. Close is idempotent.
+    """
+
+    def __init__(self, engine: Engine, ring_size: int, lifecycle_ring_size: int, total: int) -> None:
+        self.engine = engine
+        self.cpus = online_cpus()
+        share = total // (len(self.cpus) * (ring_size + lifecycle_ring_size) or 1)
+        if not share:  # many CPUs: halve until all fit, but never below 64 KiB
+            while len(self.cpus) * (ring_size + lifecycle_ring_size) > total and ring_size > 64 << 10:
+                ring_size //= 2
+                lifecycle_ring_size = max(256 << 10, lifecycle_ring_size // 2)
+        self._sizes = {Lane.BULK: ring_size, Lane.LIFECYCLE: lifecycle_ring_size}
+        self._rings: dict[tuple[int, Lane], _CpuRing] = {}
+        self._users = dict.fromkeys(Lane, 0)
+        self._retired: list[tuple[int, int]] = []  # (descriptor or -1, id): to close after the next drain
+        self._offline: list[_CpuRing] = []
+        self.open_events: list[KernelEvent] = []
+        self.on_open: Callable[[int], None] = lambda fd: None
+        self.on_close: Callable[[int], None] = lambda fd: None
+        raise_file_limit(64 * len(self.cpus))
+
+    def watermark(self, lane: Lane) -> int:
+        """How many bytes may wait before the kernel wakes the reader."""
+        return self._sizes[lane] // 4
+
+    def fd_of(self, cpu: int, lane: Lane) -> int:
+        """The descriptor of a CPU's ring."""
+        return self._rings[cpu, lane].fd
+
+    def lane_of(self, ring: int) -> Lane | None:
+        """Which lane the engine's ring of this number serves; None if it is closed."""
+        for (_, lane), one in self._rings.items():
+            if one.ring == ring:
+                return lane
+        return None
+
+    def acquire(self, lane: Lane) -> None:
+        """One more event needs this lane; open its rings if it is the first."""
+        if self._users[lane] == 0:
+            try:
+                for cpu in self.cpus:
+                    self._open(cpu, lane)
+            except BaseException:
+                for cpu in self.cpus:
+                    self._close(cpu, lane)
+                raise
+        self._users[lane] += 1
+
+    def release(self, lane: Lane) -> None:
+        """One event less. The rings stay until the drain has emptied them."""
+        self._users[lane] -= 1
+
+    def retire(self, events: list[tuple[int, int, int]]) -> None:
+        """Disable perf events now, and close them when their records have been read."""
+        for _, fd, number in events:
+            lib.rs_perf_enable(fd, 0)
+            self._retired.append((fd, number))
+
+    def settle(self) -> None:
+        """After a complete drain: close what is no longer needed."""
+        if self._retired:
+            retired, self._retired = self._retired, []
+            for fd, number in retired:
+                lib.rs_event_clear(self.engine.handle, number)
+                os.close(fd)
+        if self._offline:
+            offline, self._offline = self._offline, []
+            for one in offline:
+                lib.rs_ring_close(self.engine.handle, one.ring)
+                os.close(one.fd)
+        if self._users[Lane.BULK] == 0:
+            for cpu, lane in list(self._rings):
+                if lane is Lane.BULK:
+                    self._close(cpu, lane)
+
+    def follow_cpus(self) -> bool:
+        """Open on CPUs that came up, drop those that went; True if anything changed."""
+        now = online_cpus()
+        came, went = set(now) - set(self.cpus), set(self.cpus) - set(now)
+        if not came and not went:
+            return False
+        log.info("CPUs came up: %s, went down: %s", sorted(came), sorted(went))
+        self.cpus = now
+        for cpu in came:
+            for lane in Lane:
+                if self._users[lane]:
+                    self._open(cpu, lane)
+            for event in self.open_events:
+                event.add_cpu(cpu)
+        for cpu in went:
+            for event in self.open_events:
+                event.drop_cpu(cpu)
+            for lane in Lane:
+                one = self._rings.pop((cpu, lane), None)
+                if one is not None:  # what it still holds is drained before it is closed
+                    self.on_close(one.fd)
+                    self._offline.append(one)
+        return True
+
+    def close(self) -> None:
+        """Close every event and every ring."""
+        for event in list(self.open_events):
+            event.close()
+        self.settle()
+        for cpu, lane in list(self._rings):
+            self._close(cpu, lane)
+
+    def fds(self) -> Iterator[int]:
+        """The rings' descriptors, readable when a watermark was passed."""
+        return (one.fd for one in self._rings.values())
+
+    def _open(self, cpu: int, lane: Lane) -> None:
+        perf = ffi.new("rs_perf *", {"tracepoint": -1, "watermark": self.watermark(lane)})
+        fd = lib.rs_perf_open(perf, cpu, -1)
+        if fd < 0:
+            raise _refused("a ring", -fd)
+        ring = lib.rs_ring_open(self.engine.handle, fd, cpu, self._sizes[lane] // _PAGE)
+        if ring < 0:
+            os.close(fd)
+            if -ring in (errno.EPERM, errno.ENOMEM):
+                raise SetupError(
+                    f"no memory for a ring of {self._sizes[lane] >> 10} KiB on CPU {cpu}",
+                    "give CAP_IPC_LOCK, raise RLIMIT_MEMLOCK or kernel.perf_event_mlock_kb, or use smaller rings",
+                )
+            raise KernelError(f"mmap of CPU {cpu}'s ring", -ring)
+        self._rings[cpu, lane] = _CpuRing(fd, ring)
+        self.on_open(fd)
+
+    def _close(self, cpu: int, lane: Lane) -> None:
+        one = self._rings.pop((cpu, lane), None)
+        if one is not None:
+            self.on_close(one.fd)
+            lib.rs_ring_close(self.engine.handle, one.ring)
+            os.close(one.fd)
+
+
+class HotplugSocket:
+    """The kernel's uevents, to know at once that a CPU came or went (netlink(7), NETLINK_KOBJECT_UEVENT)."""
+
+    def __init__(self) -> None:
+        self.socket: socket.socket | None = None
+        with suppress(OSError):
+            self.socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 15)
+            self.socket.bind((0, 1))
+
+    def changed(self) -> bool:
+        """Read what has come; True if a CPU was among it."""
+        seen = False
+        with suppress(BlockingIOError):
+            while self.socket is not None:
+                try:
+                    message = self.socket.recv(8192)
+                except OSError as error:
+                    if error.errno == errno.ENOBUFS:
+                        seen = True
+                        continue
+                    raise
+                seen |= b"SUBSYSTEM=cpu\0" in message
+        return seen
+
+    def close(self) -> None:
+        """Close the socket; idempotent."""
+        if self.socket is not None:
+            self.socket.close()
+            self.socket = None

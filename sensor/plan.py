@@ -1,0 +1,338 @@
+"""Plans: how one kernel record becomes the body of one event.
+
+An event family says, in a table, which field of the message comes from where:
+
+    {"syscall": {"type": SyscallEventType.ENTER, "id": Kernel("id"), "arg0": Kernel("args", 0)}}
+
+`compile_plan` joins the table with the record's format (offsets, sizes, signs of this very kernel) and
+the message's metadata (numbers and types) into a flat list of operations, which C runs for each record
+(rs_plan_run in _perf.c) and `Plan.run` runs in Python, to check the C against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from typing import Any
+
+import betterproto2
+
+from . import wire
+from .errors import UnservableError
+from .tracefs.format import Field as RecordField
+from .tracefs.format import Format, Kind
+
+_INTEGERS = (Kind.INTEGER, Kind.BOOL, Kind.POINTER, Kind.ARRAY)
+SIDE_ROOM = 4096  # bytes of the caller's memory that one record can bring, as in _perf.c
+
+
+class OpCode(IntEnum):
+    """The operations of a plan, numbered as in _perf.h."""
+
+    CONST = 0
+    UINT = 1
+    INT = 2
+    ZIGZAG = 3
+    BOOL = 4
+    RAW = 5
+    CHARS = 6
+    STRING = 7
+    BYTES = 8
+    BLOCK = 9
+    BEGIN = 10
+    END = 11
+    UNLESS = 12
+    FETCH = 13
+
+
+KEEP_ZERO, SWAP, SIDE, TEXT, ABSTRACT, SIGNED, COUNTED, DATA_LOC = (1 << n for n in range(8))
+
+
+# ---- what a table is made of ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A field of the kernel's record; `index` picks an element of an array.
+
+    `swap` reads an integer in network byte order. `signed` overrides what the format says.
+    """
+
+    name: str
+    index: int | None = None
+    swap: bool = False
+    signed: bool | None = None
+
+
+@dataclass(frozen=True)
+class Side:
+    """Bytes of the memory that the enclosing Fetch has read: `size` of them at `offset`."""
+
+    offset: int
+    size: int
+    swap: bool = False
+    signed: bool = False
+    abstract: bool = False  # text: a leading NUL is an abstract socket's, shown as '@'
+
+
+@dataclass(frozen=True)
+class When:
+    """The fields in `then`, only if the integer `source` equals `value`."""
+
+    source: Kernel | Side
+    value: int
+    then: Table
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """The fields in `then`, only if the caller's memory at `pointer` could be read.
+
+    Reads `length` bytes at most; as many as the integer field `count` says, if given;
+    up to and with the first NUL if `text`.
+    """
+
+    pointer: Kernel
+    then: Table
+    length: int = SIDE_ROOM
+    count: str | None = None
+    text: bool = False
+
+
+Source = Kernel | Side | int | str | bytes | Mapping[str, "Source"] | Sequence["When | Fetch | tuple[str, Source]"]
+Table = Mapping[str, Any] | Sequence[Any]
+
+
+# ---- the compiled form ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operation; the fields are those of rs_op in _perf.h."""
+
+    op: OpCode
+    tag: bytes = b""
+    offset: int = 0
+    size: int = 0
+    flags: int = 0
+    length: int = 0
+    text: bytes = b""
+    jump: int = 0
+    value: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Operations that make an event's body of a record."""
+
+    ops: tuple[Op, ...] = field(default=())
+
+    def run(self, raw: bytes, memory: Callable[[int, int], bytes] | None = None) -> bytes:
+        """What C makes of the record; `memory(address, length)` stands for the caller's memory."""
+        return _Interpreter(raw, memory or (lambda address, length: b"")).run(self.ops)
+
+
+class _Compiler:
+    def __init__(self, record: Format) -> None:
+        self.record = record
+        self.ops: list[Op] = []
+
+    def message(self, message: type[betterproto2.Message], table: Table) -> None:
+        known = wire.fields(message)
+        for item in table.items() if isinstance(table, Mapping) else table:
+            if isinstance(item, When):
+                at = self.emit(self.integer(OpCode.UNLESS, item.source, value=item.value))
+                self.message(message, item.then)
+                self.land(at)
+            elif isinstance(item, Fetch):
+                at = self.emit(self.fetch(item))
+                self.message(message, item.then)
+                self.land(at)
+            else:
+                name, source = item
+                self.put(known[name], source)
+
+    def emit(self, op: Op) -> int:
+        self.ops.append(op)
+        return len(self.ops) - 1
+
+    def land(self, at: int) -> None:
+        self.ops[at] = replace(self.ops[at], jump=len(self.ops))
+
+    def put(self, target: wire.Field, source: Any) -> None:
+        if isinstance(source, Mapping | list | tuple):
+            if target.message is None:
+                raise TypeError(f"{target.name} is no message")
+            self.emit(Op(OpCode.BEGIN, target.tag))
+            self.message(target.message, source)
+            self.emit(Op(OpCode.END))
+        elif isinstance(source, Kernel | Side):
+            self.emit(self.value(target, source))
+        else:
+            self.emit(Op(OpCode.CONST, text=target.encode(source)))
+
+    def value(self, target: wire.Field, source: Kernel | Side) -> Op:
+        flags = KEEP_ZERO if target.in_oneof else 0
+        if target.type in (betterproto2.TYPE_STRING, betterproto2.TYPE_BYTES):
+            return replace(self.text(target, source), tag=target.tag, flags=self.text(target, source).flags | flags)
+        if target.type in (betterproto2.TYPE_FIXED32, betterproto2.TYPE_FIXED64):
+            op = self.integer(OpCode.RAW, source)
+            size = 4 if target.type == betterproto2.TYPE_FIXED32 else 8
+            return replace(op, tag=target.tag, length=size, flags=op.flags & SIDE | flags)
+        code = {
+            betterproto2.TYPE_SINT32: OpCode.ZIGZAG,
+            betterproto2.TYPE_SINT64: OpCode.ZIGZAG,
+            betterproto2.TYPE_INT32: OpCode.INT,
+            betterproto2.TYPE_INT64: OpCode.INT,
+            betterproto2.TYPE_BOOL: OpCode.BOOL,
+        }.get(target.type, OpCode.UINT)
+        op = self.integer(code, source)
+        if code in (OpCode.INT, OpCode.ZIGZAG) and not op.flags & SIGNED:
+            op = replace(op, op=OpCode.UINT) if code is OpCode.INT else op
+        return replace(op, tag=target.tag, flags=op.flags | flags)
+
+    def text(self, target: wire.Field, source: Kernel | Side) -> Op:
+        is_text = target.type == betterproto2.TYPE_STRING
+        if isinstance(source, Side):
+            flags = SIDE | (ABSTRACT if source.abstract else 0)
+            return Op(
+                OpCode.CHARS if is_text else OpCode.BLOCK, offset=source.offset, length=source.size, flags=flags
+            )
+        found = self.find(source)
+        if found.kind is Kind.DATA_LOC:
+            return Op(OpCode.STRING if is_text else OpCode.BYTES, offset=found.offset)
+        return Op(OpCode.CHARS if is_text else OpCode.BLOCK, offset=found.offset, length=found.size)
+
+    def integer(self, code: OpCode, source: Kernel | Side, value: int = 0) -> Op:
+        if isinstance(source, Side):
+            offset, size, signed, side = source.offset, source.size, source.signed, SIDE
+        else:
+            found = self.find(source)
+            if found.kind not in _INTEGERS or (found.kind is Kind.ARRAY) != (source.index is not None):
+                raise TypeError(f"{self.record.name}: {source} is not one integer")
+            size = found.element_size if source.index is not None else found.size
+            signed = found.element_signed if source.index is not None else found.signed
+            if source.signed is not None:
+                signed = source.signed
+            offset, side = found.offset + (source.index or 0) * size, 0
+        flags = side | (SWAP if source.swap else 0) | (SIGNED if signed else 0)
+        return Op(code, offset=offset, size=size, flags=flags, value=value & (1 << 64) - 1)
+
+    def fetch(self, item: Fetch) -> Op:
+        pointer = self.integer(OpCode.FETCH, item.pointer)
+        flags = TEXT if item.text else 0
+        if item.count is not None:
+            return replace(
+                pointer, flags=flags | COUNTED, length=item.length, value=self.find(Kernel(item.count)).offset
+            )
+        return replace(pointer, flags=flags, length=item.length)
+
+    def find(self, source: Kernel) -> RecordField:
+        found = self.record.get(source.name)
+        if found is None:
+            raise UnservableError(self.record.name, f"this kernel's event has no field {source.name!r}")
+        return found
+
+
+def compile_plan(message: type[betterproto2.Message], table: Table, record: Format) -> Plan:
+    """The plan that makes the fields in `table` of `message` out of a record of this format."""
+    compiler = _Compiler(record)
+    compiler.message(message, table)
+    merged: list[Op] = []
+    targets = {op.jump for op in compiler.ops if op.jump}
+    moved = []
+    for at, op in enumerate(compiler.ops):
+        # runs of constants become one, unless something jumps between them
+        if op.op is OpCode.CONST and merged and merged[-1].op is OpCode.CONST and at not in targets:
+            merged[-1] = replace(merged[-1], text=merged[-1].text + op.text)
+            moved.append(len(merged) - 1)
+        else:
+            moved.append(len(merged))
+            merged.append(op)
+    moved.append(len(merged))
+    return Plan(tuple(replace(op, jump=moved[op.jump]) if op.jump else op for op in merged))
+
+
+class _Interpreter:
+    """Runs a plan as rs_plan_run does."""
+
+    def __init__(self, raw: bytes, memory: Callable[[int, int], bytes]) -> None:
+        self.raw = raw
+        self.memory = memory
+        self.side = b""
+
+    def run(self, ops: Iterable[Op]) -> bytes:
+        ops = list(ops)
+        stack: list[bytearray] = [bytearray()]
+        at = 0
+        while at < len(ops):
+            op = ops[at]
+            at += 1
+            out = stack[-1]
+            match op.op:
+                case OpCode.CONST:
+                    out += op.text
+                case OpCode.BEGIN:
+                    out += op.tag
+                    stack.append(bytearray())
+                case OpCode.END:
+                    body = stack.pop()
+                    stack[-1] += wire.varint(len(body)) + body
+                case OpCode.UNLESS:
+                    if self.integer(op) != op.value:
+                        at = op.jump
+                case OpCode.FETCH:
+                    self.side = self.fetch(op)
+                    if not self.side:
+                        at = op.jump
+                case OpCode.RAW:
+                    data = self.base(op)[op.offset : op.offset + op.length]
+                    if len(data) == op.length and (any(data) or op.flags & KEEP_ZERO):
+                        out += op.tag + data
+                case OpCode.CHARS | OpCode.STRING | OpCode.BYTES | OpCode.BLOCK:
+                    text = self.text(op)
+                    if text or op.flags & KEEP_ZERO:
+                        out += op.tag + wire.varint(len(text)) + text
+                case _:
+                    value = self.integer(op)
+                    if value is not None and (value or op.flags & KEEP_ZERO):
+                        if op.op is OpCode.ZIGZAG:
+                            value = wire.zigzag(value - (1 << 64) if value >> 63 else value)
+                        out += op.tag + wire.varint(int(bool(value)) if op.op is OpCode.BOOL else value)
+        return bytes(stack[0])
+
+    def base(self, op: Op) -> bytes:
+        return self.side if op.flags & SIDE else self.raw
+
+    def integer(self, op: Op) -> int | None:
+        data = self.base(op)[op.offset : op.offset + op.size]
+        if len(data) < op.size:
+            return None
+        signed = op.op in (OpCode.INT, OpCode.ZIGZAG) or bool(op.flags & SIGNED)
+        return int.from_bytes(data, "big" if op.flags & SWAP else "little", signed=signed) & (1 << 64) - 1
+
+    def text(self, op: Op) -> bytes:
+        base = self.base(op)
+        if op.op in (OpCode.STRING, OpCode.BYTES):
+            if len(base) < op.offset + 4:
+                return b""
+            word = int.from_bytes(base[op.offset : op.offset + 4], "little")
+            data = base[word & 0xFFFF : (word & 0xFFFF) + (word >> 16)]
+        else:
+            data = base[op.offset : op.offset + op.length]
+        if op.op in (OpCode.BYTES, OpCode.BLOCK):
+            return data
+        if op.flags & ABSTRACT and data[:1] == b"\0":
+            return b"@" + wire.utf8(data[1:])
+        return wire.utf8(data.split(b"\0", 1)[0])
+
+    def fetch(self, op: Op) -> bytes:
+        pointer = int.from_bytes(self.raw[op.offset : op.offset + op.size], "little")
+        want = min(op.length, SIDE_ROOM)
+        if op.flags & COUNTED and len(self.raw) >= op.value + 4:
+            want = max(0, min(want, int.from_bytes(self.raw[op.value : op.value + 4], "little", signed=True)))
+        data = self.memory(pointer, want) if pointer and want else b""
+        if op.flags & TEXT:
+            return data[: data.index(0) + 1] if 0 in data else b""
+        return data

@@ -1,0 +1,233 @@
+"""Who did it: the process table.
+
+Fed by lifecycle records in the order of time, and by procfs for what was there before. For each process
+it publishes to the engine the encoded fields that go into that process's events.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Iterator
+
+from ringside.api.v0 import Event
+from ringside.api.v0 import Process as ProcessMessage
+
+from . import wire
+from ._perf import lib
+from .perf import Engine, clock
+from .procfs import Procfs, Stat
+
+log = logging.getLogger(__name__)
+
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+_TICK = 10**9 // TICKS_PER_SECOND
+_UNSURE = 1_000_000  # ns that may lie between a process's start time being taken and its fork event
+_GRACE = 2 * 10**9  # ns that a dead process is kept, for events of its last moments
+_MAX_DEPTH = 64
+
+
+class Process:
+    """One process, alive or remembered as somebody's ancestor."""
+
+    __slots__ = ("pid", "start", "id", "command", "parent", "threads", "counted_at", "alive", "container", "foreign",
+                 "_entry", "is_kernel_thread", "code")  # fmt: skip
+
+    def __init__(self, pid: int, start: int | None, id: str, command: str | bytes, parent: Process | None) -> None:
+        self.pid = pid
+        self.start = start  # clock ticks since boot; None if unknown
+        self.id = id
+        self.command = command
+        self.parent = parent
+        self.threads = 1
+        self.counted_at = 0  # CLOCK_MONOTONIC_RAW ns: thread records before this are in `threads` already
+        self.alive = True
+        self.container = 0
+        self.foreign = False  # 32-bit on a 64-bit kernel
+        self.is_kernel_thread = False
+        self.code: int | None = None
+        self._entry: bytes | None = None
+
+    def rename(self, command: bytes) -> None:
+        """Another comm."""
+        self.command = command
+        self._entry = None
+
+    def entry(self) -> bytes:
+        """This process as one entry of Event.process_lineage."""
+        if self._entry is None:
+            body = wire.encode(ProcessMessage, pid=self.pid, command=self.command)
+            self._entry = wire.nest(Event, "process_lineage", body)
+        return self._entry
+
+    def lineage(self) -> Iterator[Process]:
+        """The process itself, its parent as it was at the fork, and so on up to pid 1 (or a kernel thread's 2)."""
+        process: Process | None = self
+        while process is not None:
+            yield process
+            process = process.parent
+
+    def lineage_field(self) -> bytes:
+        """Event.process_lineage, encoded."""
+        return b"".join([process.entry() for process in self.lineage()])
+
+    def __repr__(self) -> str:
+        return f"<Process {self.pid} {self.command!r}>"
+
+
+class ProcessTable:
+    """All processes now, and those that died a moment ago."""
+
+    def __init__(self, engine: Engine, procfs: Procfs, lineage_in_all: bool = False) -> None:
+        self.engine = engine
+        self.procfs = procfs
+        self.by_pid: dict[int, Process] = {}
+        self._boot = procfs.boot_id().replace("-", "")[:8] or "0"
+        self._lineage_in_all = lineage_in_all
+        self._dead: deque[tuple[int, Process]] = deque()
+        self._fields = wire.fields(Event)
+        self._boot_offset = 0
+        self.containers: dict[int, tuple[bytes, bytes, int]] = {0: (b"", b"", 0)}  # head, tail, engine flags
+        self.native_only = lib.RS_FOREIGN
+        self.sync_clock()
+
+    def sync_clock(self) -> None:
+        """Measure how CLOCK_BOOTTIME and the events' clock lie; they drift apart by what NTP corrects."""
+        self._boot_offset = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - clock()
+
+    def process_id(self, pid: int, start: int) -> str:
+        """The id of the process with this pid that started so many clock ticks after boot."""
+        return f"{self._boot}-{pid:x}-{start:x}"
+
+    # -- learning ----------------------------------------------------------------------------------
+
+    def scan(self) -> None:
+        """Learn every process from procfs. Call it with the lifecycle events already open."""
+        parents = {}
+        for pid in self.procfs.pids():
+            before = clock()
+            stat = self.procfs.stat(pid)
+            if stat is not None:
+                process = self._learned(stat, before)
+                parents[process] = stat.parent
+        for process, parent in parents.items():
+            process.parent = self.by_pid.get(parent)
+        for process in parents:
+            self.publish(process)
+
+    def _learned(self, stat: Stat, before: int) -> Process:
+        known = self.by_pid.get(stat.pid)
+        if known is not None and known.alive and known.start == stat.start:
+            return known
+        process = Process(stat.pid, stat.start, self.process_id(stat.pid, stat.start), stat.command, None)
+        process.threads = stat.threads
+        process.counted_at = before
+        process.is_kernel_thread = stat.is_kernel_thread
+        process.foreign = not stat.is_kernel_thread and self.procfs.is_foreign(stat.pid)
+        process.alive = stat.state not in "ZX"
+        self.by_pid[stat.pid] = process
+        return process
+
+    def learn(self, pid: int) -> Process:
+        """A process that should be known but isn't; a bare one, without an id, if procfs has forgotten it too."""
+        before = clock()
+        stat = self.procfs.stat(pid)
+        if stat is not None:
+            process = self._learned(stat, before)
+            if stat.parent:
+                process.parent = self.by_pid.get(stat.parent) or (self.learn(stat.parent) if stat.parent else None)
+        else:
+            process = Process(pid, None, "", b"", None)
+            process.alive = False
+            self.by_pid[pid] = process
+            self._dead.append((clock(), process))
+        self.publish(process)
+        return process
+
+    def get(self, pid: int) -> Process:
+        """The process of this pid, learned if need be."""
+        return self.by_pid.get(pid) or self.learn(pid)
+
+    # -- what the kernel reports -------------------------------------------------------------------
+
+    def forked(self, when: int, parent: Process, pid: int, command: bytes) -> Process:
+        """A new process; its start time is told from the event's, or read where that might be off by a tick."""
+        known = self.by_pid.get(pid)
+        at = when + self._boot_offset
+        start = at // _TICK
+        if known is not None and known.alive and known.start is not None and abs(known.start - start) <= 1:
+            return known  # the scan saw it already
+        if (at - _UNSURE) // _TICK != start:
+            stat = self.procfs.stat(pid)
+            if stat is not None and abs(stat.start - start) <= 1:
+                start = stat.start
+        process = Process(pid, start, self.process_id(pid, start), command, parent)
+        process.container = parent.container
+        process.foreign = parent.foreign
+        process.is_kernel_thread = parent.is_kernel_thread
+        self.by_pid[pid] = process
+        self.publish(process)
+        return process
+
+    def exited(self, when: int, process: Process) -> None:
+        """The last thread is gone. The process is remembered for a while, and as an ancestor."""
+        process.alive = False
+        self._dead.append((when, process))
+        parent = process.parent
+        if parent is not None and not parent.alive and sum(1 for _ in process.lineage()) > _MAX_DEPTH:
+            process.parent = self.by_pid.get(1)  # a chain that grows by dying, one generation at a time
+
+    def moved(self, process: Process, container: int) -> None:
+        """The process is in another container (0: the host) now."""
+        if process.container != container:
+            process.container = container
+            self.publish(process)
+
+    def forget_dead(self, now: int) -> None:
+        """Drop the processes that have been dead for long."""
+        while self._dead and self._dead[0][0] + _GRACE < now:
+            _, process = self._dead.popleft()
+            if self.by_pid.get(process.pid) is process:
+                del self.by_pid[process.pid]
+                self.engine.clear_process(process.pid)
+
+    def resync(self) -> None:
+        """After lifecycle records were lost: learn who is new, let go who is gone."""
+        now = clock()
+        there = set()
+        for stat in self.procfs.scan():
+            there.add(stat.pid)
+            known = self.by_pid.get(stat.pid)
+            if known is None or known.start != stat.start:
+                process = self._learned(stat, now)
+                process.parent = self.by_pid.get(stat.parent)
+                self.publish(process)
+            else:
+                known.threads, known.counted_at = stat.threads, now
+                known.rename(stat.command.encode())
+        for pid, process in list(self.by_pid.items()):
+            if pid not in there and process.alive:
+                self.exited(now, process)
+
+    # -- what the engine gets ----------------------------------------------------------------------
+
+    def publish(self, process: Process) -> None:
+        """Give the engine the fields that every event of this process carries."""
+        head, tail, flags = self.containers.get(process.container, self.containers[0])
+        lineage = process.lineage_field() if self._lineage_in_all else b""
+        self.engine.set_process(
+            process.pid,
+            self._fields["process_id"].encode(process.id) + self._fields["process_pid"].encode(process.pid) + head,
+            lineage,
+            tail,
+            process.container,
+            flags | (lib.RS_FOREIGN if process.foreign else 0),
+        )
+
+    def publish_container(self, container: int) -> None:
+        """The same for every process of a container, after its names became known."""
+        for process in self.by_pid.values():
+            if process.container == container:
+                self.publish(process)

@@ -1,0 +1,350 @@
+"""The sensor: opens the kernel's events, drains the rings, serves subscriptions. One asyncio task's worth."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from ringside.api.v0 import ContainerFilter, Subscription
+
+from ._perf import lib
+from .config import Config
+from .errors import KernelError, SetupError, UnservableError
+from .events import Mechanism
+from .events.debug import DebugFamily
+from .events.process import WAIT, ProcessFamily
+from .events.syscall import SyscallFamily
+from .metrics import Metrics
+from .perf import Engine, HotplugSocket, Lane, Rings, clock
+from .process import ProcessTable
+from .procfs import Procfs
+from .subscription import Code, Loss, Output, Subscriber, check_request, make_status
+from .tracefs.filter import ALWAYS, Filter, exclude
+from .tracefs.mount import open_tracefs
+
+log = logging.getLogger(__name__)
+
+_BUDGET = 1 << 14  # records between two turns for others
+_IDLE_INTERVAL = 0.1  # s between drains while nobody listens
+_AGAIN = 0.001  # s until a record that waits is tried again
+_HOUSEKEEPING = 1.0  # s
+_INIT_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO, include/linux/proc_ns.h
+
+
+class Sensor:
+    """Use as `async with Sensor(config) as sensor`. Starting raises SetupError if it can't run here."""
+
+    def __init__(self, config: Config | None = None) -> None:
+        self.config = config or Config()
+        self.outputs: dict[int, Output] = {}
+        self._shared: dict[bytes, Output] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._soon: asyncio.Handle | None = None
+        self._closing: list[Callable[[], None]] = []
+        self._running = False
+
+    # -- life --------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Sensor:
+        try:
+            self._start()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    def _start(self) -> None:
+        config = self.config
+        self.procfs = Procfs(config.proc)
+        self._check_privileges()
+        self.tracefs = open_tracefs(config.proc)
+        self._closing.append(self.tracefs.close)
+        self.sensor_id = config.sensor_id or f"{self.procfs.boot_id()[:8]}{secrets.token_hex(4)}"
+        self.pid = os.getpid()
+        self.engine = Engine(self.sensor_id, self.pid)
+        self._closing.append(self.engine.close)
+        self.rings = Rings(self.engine, config.ring_size, config.lifecycle_ring_size, config.ring_total)
+        self._closing.append(self.rings.close)
+        self._loop = asyncio.get_running_loop()
+        self.rings.on_open = lambda fd: self._loop.add_reader(fd, self._drain_now)
+        self.rings.on_close = lambda fd: self._loop.remove_reader(fd) and None
+        self._hotplug = HotplugSocket()
+        self._closing.append(self._hotplug.close)
+        if self._hotplug.socket is not None:
+            descriptor = self._hotplug.socket.fileno()
+            self._loop.add_reader(descriptor, self._cpus_changed)
+            self._closing.append(lambda: self._loop.remove_reader(descriptor) and None)
+        self.metrics = Metrics(self.engine.counters, self._gauges)
+        self.processes = ProcessTable(self.engine, self.procfs, config.lineage == "all")
+        self.process_family = ProcessFamily(self)
+        self._closing.append(self.process_family.close)
+        syscalls, debug = SyscallFamily(self), DebugFamily(self)
+        self._all_families = [syscalls, self.process_family, debug]
+        self.families: dict[str, Callable[[Any, str], Sequence[Any]]] = {
+            "syscall_events": syscalls.wants,
+            "process_events": self.process_family.wants,
+            "chargen_events": debug.chargen,
+            "ticker_events": debug.ticker,
+        }
+        self.process_family.open()
+        self.processes.scan()
+        self._running = True
+        self._drain_now()
+        self.spawn(self._housekeeping(), "housekeeping")
+
+    async def close(self) -> None:
+        """End all streams, remove everything from the kernel. Idempotent."""
+        self._running = False
+        for handle in (self._timer, self._soon):
+            if handle is not None:
+                handle.cancel()
+        for output in list(self.outputs.values()):
+            for subscriber in list(output.subscribers):
+                self._leave(subscriber)
+                subscriber.end(SensorStopped())
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        while self._closing:
+            self._closing.pop()()
+
+    def _check_privileges(self) -> None:
+        try:
+            namespace = os.stat("/proc/self/ns/pid").st_ino
+        except OSError:
+            namespace = _INIT_PID_NAMESPACE
+        if namespace != _INIT_PID_NAMESPACE:
+            raise SetupError(
+                "this is not the host's pid namespace, so processes can't be told apart",
+                "start the container with --pid=host (hostPID: true in Kubernetes)",
+            )
+        if not Path(self.config.proc, "self").exists():
+            raise SetupError(f"no procfs at {self.config.proc}", "mount one, or set --proc to where the host's is")
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Run something until the sensor stops; it is logged if it fails."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("%s failed", task.get_name(), exc_info=task.exception())
+
+    async def _housekeeping(self) -> None:
+        while True:
+            await asyncio.sleep(_HOUSEKEEPING)
+            self._cpus_changed()
+
+    def _cpus_changed(self) -> None:
+        self._hotplug.changed()
+        try:
+            self.rings.follow_cpus()
+        except (KernelError, SetupError, UnservableError) as error:
+            log.warning("following the CPUs: %s", error)
+
+    # -- what families need ------------------------------------------------------------------------
+
+    def exclude_self(self) -> Filter:
+        """The kernel filter that leaves out what the sensor's own thread does, unless that is wanted."""
+        return ALWAYS if self.config.include_self else exclude("common_pid", [self.pid])
+
+    def lineage_flag(self) -> int:
+        """The flag for sources whose events carry the lineage."""
+        flag: int = lib.RS_LINEAGE if self.config.lineage == "all" else 0
+        return flag
+
+    def output(self, number: int) -> Output:
+        """The output of this number."""
+        return self.outputs[number]
+
+    def publish(self, outputs: Sequence[int], when: int, body: bytes) -> int:
+        """An event of the sensor's own, of no process."""
+        self.engine.set_publish_time(time.time_ns() // 1000)
+        return self.engine.emit(outputs, when, body)
+
+    def flush(self, output: Output) -> None:
+        """Send on what an output has, and end its streams if its limit is reached."""
+        output.flush()
+        if not self.engine.limit_left(output.number):
+            for subscriber in output.subscribers:
+                subscriber.end()
+
+    def waited_for(self, when: int) -> bool:
+        """True if it is past that time (CLOCK_MONOTONIC_RAW ns)."""
+        return clock() >= when
+
+    def check_containers(self, wanted: ContainerFilter) -> None:
+        """RequestError if a container filter makes no sense."""
+
+    def containers_wanted(self, output: Output, wanted: ContainerFilter) -> None:
+        """Let only some containers' events pass to an output."""
+
+    def containers_unwanted(self, output: Output) -> None:
+        """The output is gone."""
+
+    def mechanisms(self) -> list[Mechanism]:
+        """How each event family is served here."""
+        return [row for family in self._all_families for row in family.mechanisms()]
+
+    def _gauges(self) -> dict[str, float]:
+        return {
+            "subscribers": sum(len(output.subscribers) for output in self.outputs.values()),
+            "outputs": len(self.outputs),
+            "processes": len(self.processes.by_pid),
+            "queued_bytes": sum(one.waiting for output in self.outputs.values() for one in output.subscribers),
+            "cpus": len(self.rings.cpus),
+        }
+
+    # -- the drain ---------------------------------------------------------------------------------
+
+    def _drain_now(self) -> None:
+        for handle in (self._timer, self._soon):
+            if handle is not None:
+                handle.cancel()
+        self._timer = self._soon = None
+        if not self._running:
+            return
+        delay = self._drain()
+        if not self._running:
+            return
+        if delay == 0:
+            self._soon = self._loop.call_soon(self._drain_now)
+        else:
+            self._timer = self._loop.call_later(delay, self._drain_now)
+
+    def _drain(self) -> float:
+        """Read the rings; how long until the next time, in seconds, 0 if there is more at once."""
+        engine, handlers, stop = self.engine, self.process_family.handlers, self.engine.stop
+        engine.set_publish_time(time.time_ns() // 1000)
+        self.processes.sync_clock()
+        delay = self.config.drain_interval / 1e9 if self.outputs else _IDLE_INTERVAL
+        budget = _BUDGET
+        while True:
+            why = engine.drain(budget)
+            if why == lib.RS_RECORD:
+                handler = handlers.get(stop.source)
+                if handler is not None and handler() == WAIT:
+                    lib.rs_again(engine.handle)
+                    delay = _AGAIN
+                    break
+            elif why == lib.RS_FULL:
+                self.flush(self.outputs[stop.index])
+            elif why == lib.RS_UNKNOWN:
+                self.processes.learn(stop.pid)
+            elif why == lib.RS_LOST or why == lib.RS_CORRUPT:
+                self._lost(why == lib.RS_CORRUPT)
+            elif why == lib.RS_YIELD:
+                delay = 0
+                break
+            else:
+                self.processes.forget_dead(clock())
+                self.rings.settle()
+                break
+        for output in list(self.outputs.values()):
+            self.flush(output)
+        return delay
+
+    def _lost(self, corrupt: bool) -> None:
+        stop = self.engine.stop
+        lane = self.rings.lane_of(stop.index)
+        if corrupt:
+            cause, count = f"the {lane.value if lane else ''} ring of CPU {stop.cpu} held no valid record", 1
+        else:
+            cause, count = f"the {lane.value if lane else ''} ring of CPU {stop.cpu} was full", stop.count
+        log.warning("%s: %d records lost", cause, count)
+        for output in self.outputs.values():
+            if lane is Lane.LIFECYCLE or output.has_bulk:
+                for subscriber in output.subscribers:
+                    subscriber.report(Loss(cause, count, stop.since or stop.time, stop.time))
+        if lane is Lane.LIFECYCLE:
+            self.processes.resync()
+
+    # -- subscriptions -----------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def subscribe(self, subscription: Subscription | None) -> AsyncIterator[Subscriber]:
+        """A stream of encoded GetEventsResponse messages; the first says that the subscription is live.
+
+        RequestError for a request that makes no sense, UnservableError if no part of it can be served.
+        """
+        subscriber = self._join(subscription)
+        try:
+            yield subscriber
+        finally:
+            self._leave(subscriber)
+
+    def _join(self, subscription: Subscription | None) -> Subscriber:
+        request = check_request(self, subscription)
+        if not request.wants:
+            raise request.refused[0][1]
+        subscriber = Subscriber(self, self.config.queue_size)
+        output = self._shared.get(request.key) if request.key is not None else None
+        if output is None:
+            output = Output(self, request)
+            output.subscribers.append(subscriber)
+            subscriber.output = output
+            output.open()
+            if request.key is not None:
+                self._shared[request.key] = output
+        else:
+            output.flush()  # what came before is not for the one who comes now
+            output.subscribers.append(subscriber)
+            subscriber.output = output
+        self.metrics.subscribers.inc()
+        subscriber.tell(
+            make_status(Code.OK, "subscribed"),
+            *(
+                make_status(
+                    Code.FAILED_PRECONDITION,
+                    f"{path}: {error}",
+                    "FILTER_NOT_SERVED",
+                    family=error.family,
+                    cause=error.cause,
+                    hint=error.hint,
+                )
+                for path, error in output.refused
+            ),
+        )
+        if output.until:
+            self._loop.call_later(max(0, output.until - clock()) / 1e9 + 0.03, self._expire, subscriber)
+        self._drain_now()
+        return subscriber
+
+    def _expire(self, subscriber: Subscriber) -> None:
+        if subscriber.output is not None:
+            self._drain_now()
+            subscriber.end()
+
+    def _leave(self, subscriber: Subscriber) -> None:
+        output = subscriber.output
+        subscriber.output = None
+        if output is None:
+            return
+        if subscriber in output.subscribers:
+            output.subscribers.remove(subscriber)
+        if not output.subscribers:
+            if output.request.key is not None:
+                self._shared.pop(output.request.key, None)
+            output.close()
+
+
+class SensorStopped(UnservableError):
+    """The sensor is shutting down."""
+
+    def __init__(self) -> None:
+        super().__init__("sensor", "is shutting down", "reconnect when it is back")

@@ -1,0 +1,326 @@
+"""From a request to a stream: wants, an output of the engine, a bounded queue for each subscriber.
+
+Subscribers who ask for the same share an output: their events are decoded, encoded and copied once,
+and each one's queue holds the same bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+
+import betterproto2
+
+from ringside.api import ErrorInfo, Status
+from ringside.api.v0 import (
+    ContainerFilter,
+    EventFilter,
+    GetEventsResponse,
+    Subscription,
+    ThrottleModifierIntervalType,
+)
+from ringside.api.google.protobuf import Any as AnyMessage
+
+from .errors import RequestError, RingsideError, UnservableError
+from .events import Want
+from .perf import Batch, clock
+
+if TYPE_CHECKING:
+    from .sensor import Sensor
+
+log = logging.getLogger(__name__)
+
+FLUSH_AT = 64 << 10  # bytes of a message
+DOMAIN = "ringside"
+_MOST_FILTERS = 4096
+_INTERVALS = {
+    ThrottleModifierIntervalType.MILLISECOND: 10**6,
+    ThrottleModifierIntervalType.SECOND: 10**9,
+    ThrottleModifierIntervalType.MINUTE: 60 * 10**9,
+    ThrottleModifierIntervalType.HOUR: 3600 * 10**9,
+}
+
+
+class Code(IntEnum):
+    """google.rpc.Code, those that are used."""
+
+    OK = 0
+    INVALID_ARGUMENT = 3
+    FAILED_PRECONDITION = 9
+    UNAVAILABLE = 14
+    DATA_LOSS = 15
+
+
+def make_status(code: Code, message: str, reason: str = "", **metadata: object) -> Status:
+    """A Status, with one ErrorInfo in its details if a reason is given."""
+    details = []
+    if reason:
+        info = ErrorInfo(reason=reason, domain=DOMAIN, metadata={key: str(value) for key, value in metadata.items()})
+        details.append(AnyMessage(type_url="type.googleapis.com/google.rpc.ErrorInfo", value=bytes(info)))
+    return Status(code=int(code), message=message, details=details)
+
+
+@dataclass(slots=True)
+class Loss:
+    """Events that a subscriber did not get: how many at least, why, and between which times."""
+
+    cause: str
+    count: int
+    since: int
+    until: int
+
+    def status(self) -> Status:
+        """As it is told in the stream."""
+        return make_status(
+            Code.DATA_LOSS,
+            f"{self.count} events lost: {self.cause}",
+            "EVENTS_LOST",
+            count=self.count,
+            cause=self.cause,
+            **{"from": self.since, "to": self.until},
+        )
+
+
+class Subscriber:
+    """One stream's end: what waits to be sent, in order, and bounded.
+
+    Iterating gives encoded GetEventsResponse messages, each with events or with statuses.
+    """
+
+    def __init__(self, sensor: Sensor, queue_size: int) -> None:
+        self._sensor = sensor
+        self._size = queue_size
+        self._queue: deque[Batch | Loss | bytes] = deque()
+        self._waiting = 0  # bytes in the queue
+        self._wake = asyncio.Event()
+        self._room = asyncio.Event()
+        self._ended = False
+        self._error: RingsideError | None = None
+        self.output: Output | None = None
+        self.dropped = 0
+        self.lost = 0
+        self.sent = 0
+
+    # -- filling it --------------------------------------------------------------------------------
+
+    def offer(self, batch: Batch) -> None:
+        """Events for this subscriber; counted and dropped if too much is waiting already."""
+        if self._ended:
+            return
+        if self._waiting + len(batch.data) > self._size:
+            self.dropped += batch.events
+            self._sensor.metrics.dropped.inc(batch.events)
+            self.report(
+                Loss("this subscriber reads too slowly", batch.events, batch.first_time, batch.last_time)
+            )
+            return
+        self._queue.append(batch)
+        self._waiting += len(batch.data)
+        self._wake.set()
+
+    def report(self, loss: Loss) -> None:
+        """Tell of lost events, in its place in the stream."""
+        self.lost += loss.count
+        last = self._queue[-1] if self._queue else None
+        if isinstance(last, Loss) and last.cause == loss.cause:
+            last.count += loss.count
+            last.since = min(last.since, loss.since)
+            last.until = max(last.until, loss.until)
+        else:
+            self._queue.append(loss)
+        self._wake.set()
+
+    def tell(self, *statuses: Status) -> None:
+        """A message of statuses."""
+        self._queue.append(bytes(GetEventsResponse(statuses=list(statuses))))
+        self._wake.set()
+
+    def end(self, error: RingsideError | None = None) -> None:
+        """Nothing more comes; what waits is still delivered, then `error` raised if there is one."""
+        if not self._ended:
+            self._ended = True
+            self._error = error
+            self._wake.set()
+
+    # -- emptying it -------------------------------------------------------------------------------
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        while not self._queue:
+            if self._ended:
+                if self._error is not None:
+                    raise self._error
+                raise StopAsyncIteration
+            self._wake.clear()
+            await self._wake.wait()
+        item = self._queue.popleft()
+        if isinstance(item, Loss):
+            return bytes(GetEventsResponse(statuses=[item.status()]))
+        if isinstance(item, bytes):
+            return item
+        self._waiting -= len(item.data)
+        self.sent += item.events
+        self._room.set()
+        return item.data
+
+    async def room(self, ahead: int) -> None:
+        """Wait until less than so many bytes are waiting."""
+        while self._waiting >= ahead:
+            self._room.clear()
+            await self._room.wait()
+
+    @property
+    def waiting(self) -> int:
+        """Bytes of events that wait to be sent."""
+        return self._waiting
+
+
+@dataclass(frozen=True)
+class Request:
+    """A Subscription, checked: what is wanted, what can't be served, and the modifiers. Times are ns."""
+
+    wants: tuple[Want, ...]
+    refused: tuple[tuple[str, UnservableError], ...]
+    containers: ContainerFilter | None
+    since: int | None
+    duration: int | None
+    limit: int
+    interval: int
+    key: bytes | None  # equal for requests that can share an output; None if this one can't
+
+
+class Output:
+    """An output of the engine, its wants attached, and the subscribers that share it."""
+
+    def __init__(self, sensor: Sensor, request: Request) -> None:
+        self.sensor = sensor
+        self.request = request
+        self.subscribers: list[Subscriber] = []
+        self.number = -1
+        self.refused: list[tuple[str, UnservableError]] = list(request.refused)
+        self.attached: list[Want] = []
+        self.until = 0
+
+    def open(self) -> None:
+        """Attach all wants. UnservableError if not one could be."""
+        request, engine = self.request, self.sensor.engine
+        until = 0
+        if request.duration is not None:
+            until = clock() - (request.since or 0) + request.duration
+        self.until = until
+        self.number = engine.open_output(
+            FLUSH_AT,
+            until=until,
+            limit=request.limit,
+            interval=request.interval,
+            include_self=self.sensor.config.include_self,
+        )
+        self.sensor.outputs[self.number] = self
+        try:
+            if request.containers is not None:
+                self.sensor.containers_wanted(self, request.containers)
+            for want in request.wants:
+                try:
+                    want.attach(self.number)
+                    self.attached.append(want)
+                except UnservableError as error:
+                    self.refused.append((want.family, error))
+            if not self.attached:
+                raise self.refused[0][1]
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Detach everything."""
+        if self.number >= 0:
+            for want in self.attached:
+                want.detach(self.number)
+            self.attached.clear()
+            self.sensor.engine.close_output(self.number)
+            del self.sensor.outputs[self.number]
+            self.sensor.containers_unwanted(self)
+            self.number = -1
+
+    def flush(self) -> None:
+        """Hand what the engine gathered to the subscribers."""
+        batch = self.sensor.engine.take(self.number)
+        if batch is not None:
+            for subscriber in self.subscribers:
+                subscriber.offer(batch)
+
+    async def room(self, ahead: int) -> None:
+        """Wait until every subscriber has less than so many bytes waiting."""
+        for subscriber in self.subscribers:
+            await subscriber.room(ahead)
+
+    @property
+    def has_bulk(self) -> bool:
+        """True if a full bulk ring loses events of this output."""
+        return any(hasattr(want, "event") for want in self.attached)
+
+
+def _positive(value: int | None, path: str) -> int | None:
+    if value is not None and value <= 0:
+        raise RequestError(path, f"{value} is not a positive number of nanoseconds")
+    return value
+
+
+def check_request(sensor: Sensor, subscription: Subscription | None) -> Request:
+    """Turn a Subscription into wants. RequestError names the field that makes no sense."""
+    if subscription is None:
+        raise RequestError("subscription", "is missing")
+    events = subscription.event_filter
+    count = 0 if events is None else sum(len(getattr(events, name)) for name in sensor.families)
+    if events is None or not count:
+        raise RequestError("subscription.event_filter", "is empty: ask for one kind of event at least")
+    if count > _MOST_FILTERS:
+        raise RequestError("subscription.event_filter", f"{count} filters; the most is {_MOST_FILTERS}")
+    since = _positive(subscription.since_duration, "subscription.since_duration")
+    duration = _positive(subscription.for_duration, "subscription.for_duration")
+    limit, interval = _modifiers(subscription)
+    wants: list[Want] = []
+    refused: list[tuple[str, UnservableError]] = []
+    for name, make in sensor.families.items():
+        for at, one in enumerate(getattr(events, name)):
+            path = f"subscription.event_filter.{name}[{at}]"
+            try:
+                wants.extend(make(one, path))
+            except UnservableError as error:
+                refused.append((path, error))
+    containers = subscription.container_filter
+    if containers is not None:
+        sensor.check_containers(containers)
+    alone = limit or interval or since or duration or any(getattr(want, "private", False) for want in wants)
+    key = None if alone else bytes(Subscription(event_filter=events, container_filter=containers))
+    return Request(tuple(wants), tuple(refused), containers, since, duration, limit, interval, key)
+
+
+def _modifiers(subscription: Subscription) -> tuple[int, int]:
+    modifier = subscription.modifier
+    limit = interval = 0
+    if modifier is not None and modifier.limit is not None:
+        limit = modifier.limit.limit
+        if limit <= 0:
+            raise RequestError("subscription.modifier.limit.limit", f"{limit} is not a positive number of events")
+    if modifier is not None and modifier.throttle is not None:
+        throttle = modifier.throttle
+        if throttle.interval <= 0:
+            raise RequestError("subscription.modifier.throttle.interval", f"{throttle.interval} is not positive")
+        if throttle.interval_type not in _INTERVALS:
+            raise RequestError(
+                "subscription.modifier.throttle.interval_type", "must be MILLISECOND, SECOND, MINUTE or HOUR"
+            )
+        interval = throttle.interval * _INTERVALS[throttle.interval_type]
+        if interval >= 1 << 63:
+            raise RequestError("subscription.modifier.throttle.interval", "is longer than 292 years")
+    return limit, interval
