@@ -246,12 +246,12 @@ def explain_filter(tracefs: Tracefs, system: str, event: str, text: str) -> str 
 
     None also where no instance can be made or the event is gone.
     """
-    instance = ("instances", f"{Owner.current().group}_{next(_serial)}")
+    instance = f"{Owner.current().group}_{next(_serial)}"
     try:
-        tracefs.path(*instance).mkdir()
-    except OSError:
+        tracefs.make_instance(instance)
+    except KernelError:
         return None
-    file = (*instance, "events", system, event, "filter")
+    file = ("instances", instance, "events", system, event, "filter")
     try:
         tracefs.write(text, *file)
     except KernelError:
@@ -261,8 +261,8 @@ def explain_filter(tracefs: Tracefs, system: str, event: str, text: str) -> str 
             return None
     finally:
         # Busy if another tool has just opened a file in it: sweep() takes it away later.
-        with suppress(OSError):
-            tracefs.path(*instance).rmdir()
+        with suppress(KernelError):
+            tracefs.remove_instance(instance)
     return None
 
 

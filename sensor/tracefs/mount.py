@@ -112,6 +112,28 @@ class Tracefs:
         detail = "tracefs is mounted read-only" if error.errno == errno.EROFS else ""
         return KernelError(f"{verb} {'/'.join(parts)}", error.errno or errno.EIO, detail)
 
+    # Instances: trace buffers of their own, with a copy of events/ each
+
+    def instances(self) -> list[str]:
+        """Names of the tracing instances, anybody's, sorted."""
+        return self._directories("instances")
+
+    def make_instance(self, name: str) -> None:
+        """Makes a tracing instance; KernelError if that can't be."""
+        try:
+            self.path("instances", name).mkdir()
+        except OSError as error:
+            raise self._refused("make", ("instances", name), error) from error
+
+    def remove_instance(self, name: str) -> None:
+        """Removes a tracing instance; KernelError EBUSY while in use, none if it is gone already."""
+        try:
+            self.path("instances", name).rmdir()
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise self._refused("remove", ("instances", name), error) from error
+
     # Events
 
     def systems(self) -> list[str]:
