@@ -14,13 +14,18 @@
 #endif
 #include <errno.h>
 #include <linux/perf_event.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <time.h>
@@ -32,220 +37,19 @@ enum {
     MAX_RECORD = 65536,       /* perf_event_header.size is 16 bits wide */
     BODY_ROOM = 4 * MAX_RECORD,
     HEADER_ROOM = 160,        /* all of an event but its body and its process's bytes */
-    SIDE_ROOM = 4096,         /* PATH_MAX; the longest that a FETCH reads */
+    FETCH_ROOM = 49152,       /* what the courier reads for one record at most; the rest is 32 KiB at most */
+    PATH_ROOM = 4096,         /* PATH_MAX, with its NUL */
+    UNIX_PATH = 110,          /* struct sockaddr_un */
     MAX_DEPTH = 8,
     KEYS = 1024,              /* keys (system call numbers) below this are looked up, others searched */
     HOLD_ROOM = 4 << 20,
+    MAX_ARGUMENTS = 1 << 20,
     IN_FLIGHT = 20000,        /* ns: a record stamped this long ago is surely in its ring by now */
     NO_ENTRY = -1,
 };
 
-/* ---- small things ---------------------------------------------------------------------------- */
-
-static inline uint64_t load(const uint8_t *p, unsigned size)
-{
-    switch (size) {
-    case 1:
-        return *p;
-    case 2: {
-        uint16_t v;
-        memcpy(&v, p, 2);
-        return v;
-    }
-    case 4: {
-        uint32_t v;
-        memcpy(&v, p, 4);
-        return v;
-    }
-    default: {
-        uint64_t v;
-        memcpy(&v, p, 8);
-        return v;
-    }
-    }
-}
-
-static inline uint64_t sign_extend(uint64_t v, unsigned size)
-{
-    unsigned shift = 64 - 8 * size;
-    return (uint64_t)((int64_t)(v << shift) >> shift);
-}
-
-static inline uint64_t swap(uint64_t v, unsigned size)
-{
-    return __builtin_bswap64(v) >> (64 - 8 * size);
-}
-
-static inline uint8_t *put_varint(uint8_t *out, uint64_t v)
-{
-    while (v >= 0x80) {
-        *out++ = (uint8_t)(v | 0x80);
-        v >>= 7;
-    }
-    *out++ = (uint8_t)v;
-    return out;
-}
-
-static inline unsigned varint_length(uint64_t v)
-{
-    return (unsigned)(63 - __builtin_clzll(v | 1)) / 7 + 1;
-}
-
-static inline uint8_t *put(uint8_t *out, const uint8_t *from, size_t length)
-{
-    if (length)
-        memcpy(out, from, length);
-    return out + length;
-}
-
-static inline uint8_t *put_tag(uint8_t *out, const rs_tag *tag)
-{
-    memcpy(out, tag->bytes, sizeof tag->bytes); /* all of it: a fixed size is one move; see HEADER_ROOM */
-    return out + tag->length;
-}
-
-static bool grow(void **array, size_t *room, size_t need, size_t item)
-{
-    if (need <= *room)
-        return true;
-    size_t more = *room ? *room : 16;
-    while (more < need)
-        more *= 2;
-    void *p = realloc(*array, more * item);
-    if (!p)
-        return false;
-    memset((char *)p + *room * item, 0, (more - *room) * item);
-    *array = p;
-    *room = more;
-    return true;
-}
-
-uint64_t rs_clock(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC_RAW, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
-/*
- * Copy text, replacing what is not UTF-8 by U+FFFD, since a protobuf string that is not UTF-8 makes
- * receivers refuse the whole message. One replacement for each maximal ill-formed part, as in Python's
- * errors="replace" (Unicode 15, section 3.9, "U+FFFD Substitution of Maximal Subparts").
- */
-static size_t put_text(uint8_t *out, const uint8_t *s, size_t length)
-{
-    uint8_t *start = out;
-    size_t i = 0;
-    while (i < length) {
-        uint8_t c = s[i];
-        if (c < 0x80) {
-            *out++ = c;
-            i++;
-            continue;
-        }
-        unsigned more = c >= 0xc2 && c <= 0xdf ? 1 : (c & 0xf0) == 0xe0 ? 2 : c >= 0xf0 && c <= 0xf4 ? 3 : 0;
-        uint8_t low = c == 0xe0 ? 0xa0 : c == 0xf0 ? 0x90 : 0x80;
-        uint8_t high = c == 0xed ? 0x9f : c == 0xf4 ? 0x8f : 0xbf;
-        unsigned good = 0;
-        while (good < more && i + 1 + good < length && s[i + 1 + good] >= low && s[i + 1 + good] <= high) {
-            good++;
-            low = 0x80;
-            high = 0xbf;
-        }
-        if (more && good == more) {
-            out = put(out, s + i, more + 1);
-        } else {
-            out = put(out, (const uint8_t *)"\xef\xbf\xbd", 3);
-        }
-        i += good + 1;
-    }
-    return (size_t)(out - start);
-}
-
-/* ---- a map from numbers to pointers: open addressing, linear probing ---------------------------- */
-
-struct map {
-    uint64_t *keys; /* key + 1; 0 is free */
-    void **values;
-    size_t room, used;
-};
-
-static inline size_t map_slot(const struct map *m, uint64_t key)
-{
-    return (size_t)((key * 0x9e3779b97f4a7c15u) >> 32) & (m->room - 1);
-}
-
-static void *map_get(const struct map *m, uint64_t key)
-{
-    if (!m->room)
-        return NULL;
-    for (size_t i = map_slot(m, key);; i = (i + 1) & (m->room - 1)) {
-        if (m->keys[i] == key + 1)
-            return m->values[i];
-        if (!m->keys[i])
-            return NULL;
-    }
-}
-
-static bool map_set(struct map *m, uint64_t key, void *value)
-{
-    if (2 * (m->used + 1) > m->room) {
-        struct map bigger = {.room = m->room ? 2 * m->room : 64};
-        bigger.keys = calloc(bigger.room, sizeof *bigger.keys);
-        bigger.values = calloc(bigger.room, sizeof *bigger.values);
-        if (!bigger.keys || !bigger.values) {
-            free(bigger.keys);
-            free(bigger.values);
-            return false;
-        }
-        for (size_t i = 0; i < m->room; i++)
-            if (m->keys[i])
-                map_set(&bigger, m->keys[i] - 1, m->values[i]);
-        free(m->keys);
-        free(m->values);
-        *m = bigger;
-    }
-    size_t i = map_slot(m, key);
-    while (m->keys[i] && m->keys[i] != key + 1)
-        i = (i + 1) & (m->room - 1);
-    m->used += !m->keys[i];
-    m->keys[i] = key + 1;
-    m->values[i] = value;
-    return true;
-}
-
-static void *map_take(struct map *m, uint64_t key)
-{
-    if (!m->room)
-        return NULL;
-    size_t i = map_slot(m, key), mask = m->room - 1;
-    while (m->keys[i] != key + 1) {
-        if (!m->keys[i])
-            return NULL;
-        i = (i + 1) & mask;
-    }
-    void *value = m->values[i];
-    m->used--;
-    for (size_t j = (i + 1) & mask; m->keys[j]; j = (j + 1) & mask) {
-        size_t home = map_slot(m, m->keys[j] - 1);
-        if (((j - home) & mask) >= ((j - i) & mask)) {
-            m->keys[i] = m->keys[j];
-            m->values[i] = m->values[j];
-            i = j;
-        }
-    }
-    m->keys[i] = 0;
-    return value;
-}
-
-static void map_free(struct map *m, bool values)
-{
-    for (size_t i = 0; values && i < m->room; i++)
-        if (m->keys[i])
-            free(m->values[i]);
-    free(m->keys);
-    free(m->values);
-}
+#include "_bytes.h"
+#include "_plan.c"
 
 /* ---- the engine's parts ------------------------------------------------------------------------- */
 
@@ -289,7 +93,7 @@ struct output {
 };
 
 struct ring {
-    bool used, mapped;
+    bool used, mapped, prompt;
     int cpu;
     struct perf_event_mmap_page *page;
     uint8_t *data;
@@ -303,11 +107,18 @@ struct ring {
 };
 
 struct held { /* a record that waits for its container: this, then `length` bytes, padded to 8 */
-    uint32_t total, length, container, source; /* source UINT32_MAX: outputs, then the body */
+    uint32_t total, length, side_length, container, source; /* source UINT32_MAX: outputs, then the body */
     uint64_t time;
     int32_t cpu, pid, tid;
     uint32_t n_outputs, with_lineage;
 };
+
+struct fetched { /* comes behind a sample, then `length` bytes, padded to 8 */
+    uint64_t abi, argc, address, complete, length;
+};
+
+struct courier;
+static void courier_stop(rs_engine *e);
 
 struct rs_engine {
     int32_t self_pid;
@@ -333,6 +144,7 @@ struct rs_engine {
     uint32_t *ready;   /* outputs to flush */
     size_t n_ready, ready_room;
     bool draining;
+    struct courier *courier;
     int stepping; /* the ring whose record Python was given, or -1 */
     uint64_t cut;
     uint8_t *body, *hold;
@@ -384,6 +196,7 @@ void rs_free(rs_engine *e)
         return;
     for (size_t i = 0; i < e->n_rings; i++)
         rs_ring_close(e, (int)i);
+    courier_stop(e);
     for (size_t i = 0; i < e->n_sources; i++)
         source_free(&e->sources[i]);
     for (size_t i = 0; i < e->n_outputs; i++)
@@ -635,9 +448,9 @@ static uint64_t deliver(rs_engine *e, const uint32_t *outputs, size_t n_outputs,
 }
 
 /* Keep what can't go out yet; false if there is no room to. */
-static bool hold(rs_engine *e, struct held h, const uint32_t *outputs, const uint8_t *bytes)
+static bool hold(rs_engine *e, struct held h, const uint32_t *outputs, const uint8_t *bytes, const uint8_t *side)
 {
-    size_t total = (sizeof h + h.n_outputs * sizeof *outputs + h.length + 7) & ~(size_t)7;
+    size_t total = (sizeof h + h.n_outputs * sizeof *outputs + h.length + h.side_length + 7) & ~(size_t)7;
     if (!e->hold)
         e->hold = malloc(HOLD_ROOM);
     if (!e->hold || e->hold_length + total > HOLD_ROOM) {
@@ -646,7 +459,8 @@ static bool hold(rs_engine *e, struct held h, const uint32_t *outputs, const uin
     }
     h.total = (uint32_t)total;
     uint8_t *out = put(e->hold + e->hold_length, (const uint8_t *)&h, sizeof h);
-    put(put(out, (const uint8_t *)outputs, h.n_outputs * sizeof *outputs), bytes, h.length);
+    out = put(put(out, (const uint8_t *)outputs, h.n_outputs * sizeof *outputs), bytes, h.length);
+    put(out, side, h.side_length);
     e->hold_length += total;
     e->counters.held++;
     return true;
@@ -660,8 +474,8 @@ uint64_t rs_emit(rs_engine *e, const uint32_t *outputs, uint32_t n_outputs, uint
     const struct process *p = pid > 0 ? process_of(e, pid) : NULL;
     size_t n = 0;
     if (p && p->flags & RS_HOLD && length <= MAX_RECORD && n_outputs <= e->n_outputs) {
-        struct held h = {0, (uint32_t)length, p->container, UINT32_MAX, time, cpu, pid, tid, n_outputs, with_lineage};
-        if (hold(e, h, outputs, body))
+        struct held h = {0, (uint32_t)length, 0, p->container, UINT32_MAX, time, cpu, pid, tid, n_outputs, with_lineage};
+        if (hold(e, h, outputs, body, NULL))
             return 0;
     }
     for (uint32_t i = 0; i < n_outputs; i++)
@@ -669,316 +483,6 @@ uint64_t rs_emit(rs_engine *e, const uint32_t *outputs, uint32_t n_outputs, uint
             wants(&e->outputs[outputs[i]], time, pid == e->self_pid, p ? p->container : 0))
             e->wanting[n++] = outputs[i];
     return n ? deliver(e, e->wanting, n, time, cpu, tid, p, with_lineage, body, length) : 0;
-}
-
-/* ---- plans -------------------------------------------------------------------------------------- */
-
-/* Linear in practice: on a mismatch only the last '*' is tried again (lib/glob.c has the same rules). */
-int rs_glob(const uint8_t *pattern, size_t pattern_length, const uint8_t *text, size_t length)
-{
-    size_t p = 0, t = 0, star = SIZE_MAX, star_text = 0;
-    while (t < length) {
-        bool ok = false;
-        size_t next = p;
-        if (p < pattern_length) {
-            uint8_t c = pattern[p];
-            if (c == '*') {
-                star = ++p;
-                star_text = t;
-                continue;
-            }
-            next = p + 1;
-            if (c == '?') {
-                ok = true;
-            } else if (c == '[') {
-                size_t q = p + 1;
-                bool inverted = q < pattern_length && pattern[q] == '!', inside = false, closed = false;
-                q += inverted;
-                for (size_t first = q; q < pattern_length; q++) {
-                    if (pattern[q] == ']' && q > first) {
-                        closed = true;
-                        break;
-                    }
-                    uint8_t from = pattern[q], to = from;
-                    if (q + 2 < pattern_length && pattern[q + 1] == '-' && pattern[q + 2] != ']') {
-                        to = pattern[q + 2];
-                        q += 2;
-                    }
-                    inside |= text[t] >= from && text[t] <= to;
-                }
-                if (closed) {
-                    ok = inside != inverted;
-                    next = q + 1;
-                } else {
-                    ok = text[t] == '[';
-                }
-            } else if (c == '\\' && p + 1 < pattern_length) {
-                ok = pattern[p + 1] == text[t];
-                next = p + 2;
-            } else {
-                ok = c == text[t];
-            }
-        }
-        if (ok) {
-            p = next;
-            t++;
-        } else if (star != SIZE_MAX) {
-            p = star;
-            t = ++star_text;
-        } else {
-            return 0;
-        }
-    }
-    while (p < pattern_length && pattern[p] == '*')
-        p++;
-    return p == pattern_length;
-}
-
-/* The text or bytes behind a __data_loc word: offset in its low half, length in its high half. */
-static const uint8_t *data_loc(const uint8_t *raw, size_t raw_length, uint32_t offset, size_t *length)
-{
-    *length = 0;
-    if (offset > raw_length || raw_length - offset < 4)
-        return raw;
-    uint32_t word = (uint32_t)load(raw + offset, 4);
-    size_t at = word & 0xffff, n = word >> 16;
-    if (at > raw_length)
-        return raw;
-    *length = n < raw_length - at ? n : raw_length - at;
-    return raw + at;
-}
-
-int rs_tests_run(const rs_test *tests, uint32_t n_tests, const uint8_t *pool, size_t pool_length, const uint8_t *raw,
-                 size_t raw_length)
-{
-    int32_t at = 0;
-    for (uint32_t steps = 0; at >= 0 && (uint32_t)at < n_tests && steps < n_tests; steps++) {
-        const rs_test *t = &tests[at];
-        bool yes = false;
-        if (t->kind == RS_TEST_INT) {
-            if (t->offset <= raw_length && t->size <= raw_length - t->offset) {
-                uint64_t v = load(raw + t->offset, t->size), w = t->value;
-                if (t->flags & RS_SWAP)
-                    v = swap(v, t->size);
-                if (t->flags & RS_SIGNED)
-                    v = sign_extend(v, t->size);
-                yes = v & w; /* RS_BITS */
-                if (t->flags & RS_SIGNED) { /* keeps the order, as unsigned numbers */
-                    v ^= 1ull << 63;
-                    w ^= 1ull << 63;
-                }
-                switch (t->cmp) {
-                case RS_EQ: yes = v == w; break;
-                case RS_NE: yes = v != w; break;
-                case RS_LT: yes = v < w; break;
-                case RS_LE: yes = v <= w; break;
-                case RS_GT: yes = v > w; break;
-                case RS_GE: yes = v >= w; break;
-                }
-            }
-        } else if (t->text <= pool_length && t->length <= pool_length - t->text) {
-            size_t n = 0;
-            const uint8_t *s = raw;
-            if (t->flags & RS_DATA_LOC) {
-                s = data_loc(raw, raw_length, t->offset, &n);
-            } else if (t->offset <= raw_length) {
-                s = raw + t->offset;
-                n = t->size < raw_length - t->offset ? t->size : raw_length - t->offset;
-            }
-            n = n ? strnlen((const char *)s, n) : 0;
-            if (t->cmp == RS_GLOB)
-                yes = rs_glob(pool + t->text, t->length, s, n);
-            else
-                yes = (n == t->length && (!n || !memcmp(s, pool + t->text, n))) == (t->cmp == RS_EQ);
-        }
-        at = yes ? t->yes : t->no;
-    }
-    return at == RS_ACCEPT;
-}
-
-/* Read another process's memory, as far as it is there; the number of bytes, or -errno. */
-int64_t rs_read_memory(int32_t pid, uint64_t address, uint8_t *out, size_t length)
-{
-    size_t done = 0;
-    while (done < length) {
-        /* one page at a time: process_vm_readv(2) gives nothing of an iovec that faults midway */
-        size_t step = 4096 - (size_t)((address + done) % 4096);
-        if (step > length - done)
-            step = length - done;
-        struct iovec here = {out + done, step}, there = {(void *)(uintptr_t)(address + done), step};
-        ssize_t n = process_vm_readv(pid, &here, 1, &there, 1, 0);
-        if (n <= 0)
-            return done ? (int64_t)done : n ? -errno : -EFAULT;
-        done += (size_t)n;
-    }
-    return (int64_t)done;
-}
-
-static size_t read_text(int32_t pid, uint64_t address, uint8_t *out, size_t length)
-{
-    size_t done = 0;
-    while (done < length) {
-        size_t step = 4096 - (size_t)((address + done) % 4096);
-        if (done == 0 && step > 256)
-            step = 256; /* most names are short, and a page costs more than a part of one */
-        if (step > length - done)
-            step = length - done;
-        int64_t n = rs_read_memory(pid, address + done, out + done, step);
-        if (n <= 0)
-            return 0; /* no end in sight: a part of a name is not the name */
-        const uint8_t *end = memchr(out + done, 0, (size_t)n);
-        if (end)
-            return (size_t)(end - out) + 1;
-        done += (size_t)n;
-    }
-    return 0;
-}
-
-struct text {
-    const uint8_t *at;
-    size_t length;
-};
-
-static struct text text_of(const rs_op *op, const uint8_t *base, size_t base_length)
-{
-    struct text t = {base, 0};
-    if (op->op == RS_OP_STRING || op->op == RS_OP_BYTES) {
-        t.at = data_loc(base, base_length, op->offset, &t.length);
-    } else if (op->offset <= base_length) {
-        t.at = base + op->offset;
-        t.length = op->length < base_length - op->offset ? op->length : base_length - op->offset;
-    }
-    if (op->op == RS_OP_STRING || (op->op == RS_OP_CHARS && !(op->flags & RS_ABSTRACT && t.length && !*t.at)))
-        t.length = t.length ? strnlen((const char *)t.at, t.length) : 0;
-    return t;
-}
-
-/* Run a plan over a record; the length of what it wrote, or a negative errno. */
-int64_t rs_plan_run(const rs_op *ops, uint32_t n_ops, const uint8_t *pool, size_t pool_length, const uint8_t *raw,
-                    size_t raw_length, int32_t pid, uint8_t *out, size_t room)
-{
-    uint8_t side[SIDE_ROOM];
-    size_t side_length = 0;
-    uint8_t *start = out, *end = out + room, *opened[MAX_DEPTH];
-    unsigned depth = 0;
-
-    for (uint32_t i = 0; i < n_ops; i++) {
-        const rs_op *op = &ops[i];
-        const uint8_t *base = op->flags & RS_SIDE ? side : raw;
-        size_t base_length = op->flags & RS_SIDE ? side_length : raw_length;
-        uint64_t v = 0;
-
-        if ((size_t)(end - out) < 32)
-            return -ENOSPC;
-        switch (op->op) {
-        case RS_OP_UINT:
-        case RS_OP_INT:
-        case RS_OP_ZIGZAG:
-        case RS_OP_BOOL:
-        case RS_OP_UNLESS:
-            if (op->offset > base_length || op->size > base_length - op->offset) {
-                if (op->op == RS_OP_UNLESS)
-                    i = op->jump - 1;
-                continue; /* the record is shorter than its format said: absent, not zero */
-            }
-            v = load(base + op->offset, op->size);
-            if (op->flags & RS_SWAP)
-                v = swap(v, op->size);
-            if (op->op == RS_OP_INT || op->op == RS_OP_ZIGZAG || op->flags & RS_SIGNED)
-                v = sign_extend(v, op->size);
-            if (op->op == RS_OP_UNLESS) {
-                if (v != op->value)
-                    i = op->jump - 1;
-                continue;
-            }
-            if (op->op == RS_OP_BOOL)
-                v = v != 0;
-            if (!v && !(op->flags & RS_KEEP_ZERO))
-                continue;
-            if (op->op == RS_OP_ZIGZAG)
-                v = v << 1 ^ (uint64_t)((int64_t)v >> 63);
-            memcpy(out, op->tag, sizeof op->tag);
-            out = put_varint(out + op->tag_length, v);
-            continue;
-        case RS_OP_CONST:
-            if (op->text > pool_length || op->length > pool_length - op->text)
-                return -EINVAL;
-            if ((size_t)(end - out) < op->length)
-                return -ENOSPC;
-            out = put(out, pool + op->text, op->length);
-            continue;
-        case RS_OP_RAW:
-            if (op->length > 16 || op->offset > base_length || op->length > base_length - op->offset)
-                continue;
-            for (uint32_t k = 0; k < op->length; k++)
-                v |= base[op->offset + k];
-            if (!v && !(op->flags & RS_KEEP_ZERO))
-                continue;
-            out = put(put(out, op->tag, op->tag_length), base + op->offset, op->length);
-            continue;
-        case RS_OP_CHARS:
-        case RS_OP_STRING:
-        case RS_OP_BYTES:
-        case RS_OP_BLOCK: {
-            struct text t = text_of(op, base, base_length);
-            if (!t.length && !(op->flags & RS_KEEP_ZERO))
-                continue;
-            if ((size_t)(end - out) < 3 * t.length + 32)
-                return -ENOSPC;
-            bool is_text = op->op == RS_OP_CHARS || op->op == RS_OP_STRING;
-            out = put(out, op->tag, op->tag_length);
-            uint8_t *text = out + varint_length(t.length);
-            size_t n = is_text ? put_text(text, t.at, t.length) : (size_t)(put(text, t.at, t.length) - text);
-            if (is_text && op->flags & RS_ABSTRACT && n && !*t.at)
-                *text = '@';
-            if (varint_length(n) != varint_length(t.length))
-                memmove(out + varint_length(n), text, n);
-            out = put_varint(out, n) + n;
-            continue;
-        }
-        case RS_OP_BEGIN:
-            if (depth == MAX_DEPTH)
-                return -EINVAL;
-            out = put(out, op->tag, op->tag_length);
-            opened[depth++] = out++;
-            continue;
-        case RS_OP_END: {
-            if (!depth)
-                return -EINVAL;
-            uint8_t *at = opened[--depth];
-            size_t n = (size_t)(out - at - 1);
-            unsigned more = varint_length(n) - 1;
-            if (more) {
-                memmove(at + 1 + more, at + 1, n);
-                out += more;
-            }
-            put_varint(at, n);
-            continue;
-        }
-        case RS_OP_FETCH: {
-            size_t want = op->length < SIDE_ROOM ? op->length : SIDE_ROOM;
-            side_length = 0;
-            if (op->offset <= raw_length && op->size <= raw_length - op->offset)
-                v = load(raw + op->offset, op->size);
-            if (op->flags & RS_COUNTED && op->value <= raw_length && 4 <= raw_length - op->value) {
-                int64_t count = (int32_t)load(raw + op->value, 4);
-                want = count < 0 ? 0 : (size_t)count < want ? (size_t)count : want;
-            }
-            if (v && want && op->flags & RS_TEXT) {
-                side_length = read_text(pid, v, side, want);
-            } else if (v && want) {
-                int64_t n = rs_read_memory(pid, v, side, want);
-                side_length = n > 0 ? (size_t)n : 0;
-            }
-            if (!side_length)
-                i = op->jump - 1;
-            continue;
-        }
-        default:
-            return -EINVAL;
-        }
-    }
-    return depth ? -EINVAL : out - start;
 }
 
 /* ---- sources: what the kernel's events feed ------------------------------------------------------ */
@@ -998,7 +502,7 @@ int rs_source_set(rs_engine *e, uint32_t source, uint32_t flags, const rs_op *op
     if (source >= 1u << 20)
         return -EINVAL;
     for (uint32_t i = 0; i < n_ops; i++) {
-        bool jumps = ops[i].op == RS_OP_UNLESS || ops[i].op == RS_OP_FETCH;
+        bool jumps = ops[i].op == RS_OP_UNLESS || ops[i].op == RS_OP_FETCHED;
         if ((jumps && (ops[i].jump <= i || ops[i].jump > n_ops)) || ops[i].tag_length > sizeof ops[i].tag)
             return -EINVAL; /* only forward, so that every plan ends */
         if (ops[i].size != 1 && ops[i].size != 2 && ops[i].size != 4 && ops[i].size != 8 && ops[i].size != 0)
@@ -1110,8 +614,8 @@ int rs_perf_open(const rs_perf *perf, int cpu, int cgroup_fd)
         .sample_type = PERF_SAMPLE_IDENTIFIER | PERF_SAMPLE_TID | PERF_SAMPLE_TIME | PERF_SAMPLE_RAW,
         .disabled = 1,
         .sample_id_all = 1,
-        .watermark = 1,
-        .wakeup_watermark = perf->watermark,
+        .watermark = perf->watermark > 0,
+        .wakeup_watermark = perf->watermark ? perf->watermark : 1, /* else wakeup_events, the same field */
         .use_clockid = 1,
         .clockid = CLOCK_MONOTONIC_RAW,
         .read_format = PERF_FORMAT_LOST,
@@ -1162,6 +666,9 @@ int64_t rs_perf_lost(int fd)
 
 /* ---- rings --------------------------------------------------------------------------------------- */
 
+struct ring;
+static void prompt_close(rs_engine *e, const struct ring *r);
+
 static int ring_add(rs_engine *e, struct ring r)
 {
     size_t i = 0;
@@ -1205,6 +712,8 @@ void rs_ring_close(rs_engine *e, int ring)
     if (ring < 0 || (size_t)ring >= e->n_rings || !e->rings[ring].used)
         return;
     struct ring *r = &e->rings[ring];
+    if (r->prompt)
+        prompt_close(e, r);
     if (r->mapped)
         munmap(r->page, r->mapped_length);
     free(r->wrap);
@@ -1277,15 +786,24 @@ static inline void ring_step(struct ring *r, uint64_t cut)
     ring_load(r, cut);
 }
 
+#include "_courier.c"
+
 /* ---- the drain ------------------------------------------------------------------------------------ */
 
-static inline size_t collect(rs_engine *e, const struct source *s, int32_t at, size_t n, const uint8_t *raw,
-                             size_t raw_length, uint64_t time, bool self, uint32_t container)
+struct record { /* a sample, taken apart */
+    const uint8_t *raw, *side;
+    size_t raw_length, side_length;
+    uint64_t time;
+    int cpu;
+    int32_t pid, tid;
+};
+
+static inline size_t collect(rs_engine *e, const struct source *s, int32_t at, size_t n, const struct record *rec, bool self, uint32_t container)
 {
     size_t before = n;
     for (; at != NO_ENTRY; at = s->entries[at].next) {
         const rs_entry *entry = &s->entries[at];
-        if (!wants(&e->outputs[entry->output], time, self, container))
+        if (!wants(&e->outputs[entry->output], rec->time, self, container))
             continue;
         size_t k = 0;
         while (k < before && e->wanting[k] != entry->output)
@@ -1294,28 +812,27 @@ static inline size_t collect(rs_engine *e, const struct source *s, int32_t at, s
             continue; /* two filters of one subscription; entries are in the order of outputs */
         if (entry->first_test >= 0 &&
             !rs_tests_run(s->tests + entry->first_test, s->n_tests - (uint32_t)entry->first_test, s->test_pool,
-                          s->test_pool_length, raw, raw_length))
+                          s->test_pool_length, rec->raw, rec->raw_length, rec->side, rec->side_length))
             continue;
         e->wanting[n++] = entry->output;
     }
     return n;
 }
 
-static void dispatch(rs_engine *e, const struct source *s, uint64_t time, int cpu, int32_t pid, int32_t tid,
-                     const struct process *p, const uint8_t *raw, size_t raw_length)
+static void dispatch(rs_engine *e, const struct source *s, const struct record *rec, const struct process *p)
 {
-    bool self = pid == e->self_pid;
+    bool self = rec->pid == e->self_pid;
     uint32_t container = p ? p->container : 0;
-    size_t n = collect(e, s, s->any, 0, raw, raw_length, time, self, container);
-    if (s->key_size && s->key_offset <= raw_length && s->key_size <= raw_length - s->key_offset &&
+    size_t n = collect(e, s, s->any, 0, rec, self, container);
+    if (s->key_size && s->key_offset <= rec->raw_length && s->key_size <= rec->raw_length - s->key_offset &&
         (s->by_key || s->others != NO_ENTRY)) {
-        int64_t key = (int64_t)sign_extend(load(raw + s->key_offset, s->key_size), s->key_size);
+        int64_t key = (int64_t)sign_extend(load(rec->raw + s->key_offset, s->key_size), s->key_size);
         if (s->by_key && key >= 0 && key < KEYS) {
-            n = collect(e, s, s->by_key[key], n, raw, raw_length, time, self, container);
+            n = collect(e, s, s->by_key[key], n, rec, self, container);
         } else {
             for (int32_t at = s->others; at != NO_ENTRY; at = s->entries[at].next)
                 if (s->entries[at].key == key) {
-                    n = collect(e, s, at, n, raw, raw_length, time, self, container);
+                    n = collect(e, s, at, n, rec, self, container);
                     break;
                 }
         }
@@ -1324,11 +841,12 @@ static void dispatch(rs_engine *e, const struct source *s, uint64_t time, int cp
         *(self ? &e->counters.self : &e->counters.unwanted) += 1;
         return;
     }
-    int64_t length = rs_plan_run(s->ops, s->n_ops, s->pool, s->pool_length, raw, raw_length, pid, e->body, BODY_ROOM);
+    int64_t length = rs_plan_run(s->ops, s->n_ops, s->pool, s->pool_length, rec->raw, rec->raw_length, rec->side,
+                                 rec->side_length, e->body, BODY_ROOM);
     if (length < 0)
-        e->counters.corrupt += raw_length;
+        e->counters.corrupt += rec->raw_length;
     else
-        deliver(e, e->wanting, n, time, cpu, tid, p, s->flags & RS_LINEAGE, e->body, (size_t)length);
+        deliver(e, e->wanting, n, rec->time, rec->cpu, rec->tid, p, s->flags & RS_LINEAGE, e->body, (size_t)length);
 }
 
 /* Let go what waited for this container; the number of events. */
@@ -1358,7 +876,8 @@ uint64_t rs_release(rs_engine *e, uint32_t container)
                     deliver(e, e->wanting, n, h.time, h.cpu, h.tid, p, h.with_lineage,
                             bytes + 4 * h.n_outputs, h.length);
             } else if (h.source < e->n_sources && e->sources[h.source].used) {
-                dispatch(e, &e->sources[h.source], h.time, h.cpu, h.pid, h.tid, p, bytes, h.length);
+                struct record rec = {bytes, bytes + h.length, h.length, h.side_length, h.time, h.cpu, h.pid, h.tid};
+                dispatch(e, &e->sources[h.source], &rec, p);
             }
         }
         at += h.total;
@@ -1372,57 +891,48 @@ static int sample(rs_engine *e, struct ring *r, rs_stop *stop)
 {
     const uint8_t *p = r->record;
     uint32_t size = r->record_size;
-    uint64_t id = load(p + 8, 8), time = r->record_time;
-    int32_t pid = (int32_t)load(p + 16, 4), tid = (int32_t)load(p + 20, 4);
+    uint64_t id = load(p + 8, 8);
+    struct record rec = {.time = r->record_time, .cpu = r->cpu, .pid = (int32_t)load(p + 16, 4),
+                         .tid = (int32_t)load(p + 20, 4), .raw = p + 36};
 
     if (!e->cached_event || e->cached_id != id) {
         e->cached_event = map_get(&e->events, id);
         e->cached_id = id;
     }
     const struct event *event = e->cached_event;
-    if (!event || time < event->from || time >= event->until) {
+    if (!event || rec.time < event->from || rec.time >= event->until) {
         e->counters.stale++;
         return RS_DONE;
     }
     const struct source *s = &e->sources[event->source];
-    uint32_t raw_length = size >= 40 ? (uint32_t)load(p + 32, 4) : UINT32_MAX;
-    if (raw_length > size - 36) {
+    rec.raw_length = size >= 40 ? load(p + 32, 4) : SIZE_MAX;
+    if (rec.raw_length > size - 36) {
         e->counters.corrupt += size;
         return RS_DONE;
     }
-    const uint8_t *raw = p + 36;
-
+    const uint8_t *more = p + 36 + rec.raw_length;
+    size_t left = size - 36 - rec.raw_length;
+    struct fetched f = {0};
+    if (s->flags & RS_FETCHED && left >= sizeof f) {
+        memcpy(&f, more, sizeof f);
+        rec.side = more + sizeof f;
+        rec.side_length = f.length <= left - sizeof f ? f.length : left - sizeof f;
+    }
     if (s->flags & RS_LIFECYCLE) {
-        *stop = (rs_stop){.index = (int32_t)(r - e->rings), .cpu = r->cpu, .source = event->source, .pid = pid,
-                          .tid = tid, .raw = raw, .raw_length = raw_length, .time = time};
-        uint64_t at = 36 + (uint64_t)raw_length;
-        if (s->flags & RS_STACK && at + 8 <= size) {
-            stop->abi = load(p + at, 8);
-            at += 8;
-            if (stop->abi && at + 8 <= size) {
-                stop->sp = load(p + at, 8);
-                at += 8;
-            }
-            if (at + 8 <= size) {
-                uint64_t reserved = load(p + at, 8);
-                at += 8;
-                if (reserved && reserved <= size - at && size - at - reserved >= 8) {
-                    uint64_t copied = load(p + at + reserved, 8);
-                    stop->stack = p + at;
-                    stop->stack_length = (uint32_t)(copied < reserved ? copied : reserved);
-                    at += reserved + 8;
-                }
-            }
-        }
-        if (s->flags & RS_CGROUP && at + 8 <= size)
-            stop->cgroup = load(p + at, 8);
+        *stop = (rs_stop){.index = (int32_t)(r - e->rings), .cpu = r->cpu, .source = event->source, .pid = rec.pid,
+                          .tid = rec.tid, .raw = rec.raw, .raw_length = (uint32_t)rec.raw_length,
+                          .time = rec.time, .abi = f.abi, .argc = f.argc, .address = f.address,
+                          .complete = f.complete, .memory = rec.side, .memory_length = (uint32_t)rec.side_length};
+        if (s->flags & RS_CGROUP && left >= 8)
+            stop->cgroup = load(more, 8);
         return RS_RECORD;
     }
     struct process *process = NULL;
-    if (pid > 0) {
-        process = process_of(e, pid);
+    if (rec.pid > 0) {
+        process = process_of(e, rec.pid);
         if (!process) {
-            *stop = (rs_stop){.index = (int32_t)(r - e->rings), .cpu = r->cpu, .pid = pid, .tid = tid, .time = time};
+            *stop = (rs_stop){.index = (int32_t)(r - e->rings), .cpu = r->cpu, .pid = rec.pid, .tid = rec.tid,
+                              .time = rec.time};
             return RS_UNKNOWN;
         }
         if (process->flags) {
@@ -1430,12 +940,13 @@ static int sample(rs_engine *e, struct ring *r, rs_stop *stop)
                 e->counters.unwanted++;
                 return RS_DONE;
             }
-            struct held h = {0, raw_length, process->container, event->source, time, r->cpu, pid, tid, 0, 0};
-            if (process->flags & RS_HOLD && hold(e, h, NULL, raw))
+            struct held h = {0, (uint32_t)rec.raw_length, (uint32_t)rec.side_length, process->container,
+                             event->source, rec.time, r->cpu, rec.pid, rec.tid, 0, 0};
+            if (process->flags & RS_HOLD && hold(e, h, NULL, rec.raw, rec.side))
                 return RS_DONE;
         }
     }
-    dispatch(e, s, time, r->cpu, pid, tid, process, raw, raw_length);
+    dispatch(e, s, &rec, process);
     return RS_DONE;
 }
 
@@ -1457,6 +968,7 @@ int rs_drain(rs_engine *e, uint64_t budget, rs_stop *stop)
     }
     if (!e->draining) {
         e->cut = rs_clock() - IN_FLIGHT;
+        courier_settle(e);
         for (size_t i = 0; i < e->n_rings; i++) {
             struct ring *r = &e->rings[i];
             if (!r->used)

@@ -15,19 +15,15 @@ enum {
     RS_OP_BEGIN,   /* open a nested message */
     RS_OP_END,     /* close it and write its length before it */
     RS_OP_UNLESS,  /* go to `jump` unless the integer at `offset` equals `value` */
-    RS_OP_FETCH,   /* read the caller's memory at the pointer at `offset` into the side buffer;
-                      `length` bytes at most, or as many as the integer at `value` says, to the first
-                      NUL with RS_TEXT; go to `jump` if nothing could be read */
+    RS_OP_FETCHED, /* go to `jump` if no memory of the caller came with the record */
 };
 
 enum { /* flags of an operation */
     RS_KEEP_ZERO = 1, /* write the field even if it is zero: a member of a oneof, a map's value */
     RS_SWAP = 2,      /* the integer is in network byte order */
-    RS_SIDE = 4,      /* `offset` counts in the side buffer, not in the record */
-    RS_TEXT = 8,      /* RS_OP_FETCH: text, ends at the first NUL */
+    RS_SIDE = 4,      /* `offset` counts in the memory that came with the record */
     RS_ABSTRACT = 16, /* RS_OP_CHARS: a leading NUL is written as '@' (unix(7), abstract sockets) */
     RS_SIGNED = 32,   /* RS_OP_UNLESS, tests: sign-extend the integer */
-    RS_COUNTED = 64,  /* RS_OP_FETCH: `value` is the offset of an integer that bounds the length */
     RS_DATA_LOC = 128 /* tests: the text lies behind a __data_loc word */
 };
 
@@ -61,7 +57,7 @@ typedef struct {
 
 enum { /* flags of a source */
     RS_LIFECYCLE = 1, /* its records go to Python */
-    RS_STACK = 2,     /* its samples carry REGS_USER (one register) and STACK_USER */
+    RS_FETCHED = 2,   /* its samples come through the courier, with memory of the caller behind them */
     RS_LINEAGE = 4,   /* its events carry the lineage */
     RS_CGROUP = 8,    /* its samples end with the cgroup's id */
     RS_NATIVE = 16    /* records of processes flagged RS_FOREIGN are left out */
@@ -87,9 +83,10 @@ typedef struct {
     int32_t index, cpu;
     uint32_t source;
     int32_t pid, tid;
-    uint32_t raw_length, stack_length;
-    uint64_t time, since, count, abi, sp, cgroup;
-    const uint8_t *raw, *stack;
+    uint32_t raw_length, memory_length;
+    uint64_t time, since, count, cgroup;
+    uint64_t abi, argc, address, complete; /* of the memory that came with it, see rs_fetch */
+    const uint8_t *raw, *memory;
 } rs_stop;
 
 typedef struct {
@@ -132,8 +129,8 @@ uint64_t rs_sequence(const rs_engine *e);
 /* What a perf event samples, and when it wakes its reader. */
 typedef struct {
     int64_t tracepoint;      /* its id; -1: nothing, only a ring to write to */
-    uint32_t watermark;      /* wake the reader when this many bytes are waiting */
-    uint32_t stack_size;     /* RS_STACK: bytes of the user's stack, a multiple of 8 */
+    uint32_t watermark;      /* wake the reader when this many bytes are waiting; 0: for each sample */
+    uint32_t stack_size;     /* bytes of the user's stack, a multiple of 8, for RS_FETCH_ARGUMENTS */
     uint32_t cgroup;         /* RS_CGROUP */
 } rs_perf;
 
@@ -143,6 +140,25 @@ int rs_perf_filter(int fd, const char *filter);
 int rs_perf_redirect(int fd, int ring_fd);
 int rs_perf_enable(int fd, int on);
 int64_t rs_perf_lost(int fd);
+
+/* What the courier reads of a caller's memory, the moment a perf event's record is there. */
+enum {
+    RS_FETCH_ARGUMENTS, /* of a program that has just begun: the argument strings, NUL after each */
+    RS_FETCH_TEXT,      /* text at the pointer at `offset`, to its NUL */
+    RS_FETCH_BLOCK,     /* `length` bytes at the pointer at `offset`; as many as the integer at `count`
+                           says if that is less (`count` 0: no such integer) */
+    RS_FETCH_NAME       /* the same behind a struct msghdr: its msg_name, msg_namelen bytes */
+};
+
+typedef struct {
+    uint32_t kind, offset, count, length;
+} rs_fetch;
+
+int rs_courier_start(rs_engine *e, int priority);
+int rs_fetch_set(rs_engine *e, uint64_t id, const rs_fetch *fetch);
+int rs_ring_prompt(rs_engine *e, int fd, int cpu, size_t pages);
+int64_t rs_fetch_arguments(int32_t pid, uint64_t abi, uint64_t sp, const uint8_t *stack, size_t stack_length,
+                           uint8_t *out, size_t room, uint64_t *argc, uint64_t *address, uint64_t *complete);
 
 int rs_ring_open(rs_engine *e, int fd, int cpu, size_t pages);
 int rs_ring_attach(rs_engine *e, void *memory, size_t pages, size_t page_size, int cpu);
@@ -179,8 +195,8 @@ uint64_t rs_emit(rs_engine *e, const uint32_t *outputs, uint32_t n_outputs, uint
                  int32_t tid, uint32_t with_lineage, const uint8_t *body, size_t length);
 
 int64_t rs_plan_run(const rs_op *ops, uint32_t n_ops, const uint8_t *pool, size_t pool_length, const uint8_t *raw,
-                    size_t raw_length, int32_t pid, uint8_t *out, size_t room);
+                    size_t raw_length, const uint8_t *side, size_t side_length, uint8_t *out, size_t room);
 int rs_tests_run(const rs_test *tests, uint32_t n_tests, const uint8_t *pool, size_t pool_length, const uint8_t *raw,
-                 size_t raw_length);
+                 size_t raw_length, const uint8_t *side, size_t side_length);
 int rs_glob(const uint8_t *pattern, size_t pattern_length, const uint8_t *text, size_t length);
 int64_t rs_read_memory(int32_t pid, uint64_t address, uint8_t *out, size_t length);

@@ -1,7 +1,8 @@
 """Perf events on every CPU and the rings they write to; the Python side of _perf.c.
 
-Each CPU has two rings, opened by a dummy event of its own so that events may come and go: one for
-lifecycle records, there from the start, and one for bulk records, there while a bulk event is open.
+Each CPU has a ring for each lane, opened by a dummy event of its own so that events may come and go:
+lifecycle records have theirs from the start, bulk records theirs while a bulk event is open, and what
+needs the caller's memory goes through the prompt ring and the courier, a thread of the engine.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ from ringside.api.v0 import Event, GetEventsResponse, TelemetryEvent
 from . import wire
 from ._perf import ffi, lib
 from .errors import KernelError, SetupError, UnservableError
-from .plan import Plan
+from .plan import FetchSpec, Plan
 
 if TYPE_CHECKING:
     from .program import Test
 
 log = logging.getLogger(__name__)
 _PAGE = os.sysconf("SC_PAGESIZE")
+_COURIER_PRIORITY = 1  # SCHED_FIFO: before everything ordinary, and it sleeps nearly always
+_SMALLEST = 256 << 10  # bytes of a ring, however many CPUs there are
 _ONLINE = Path("/sys/devices/system/cpu/online")
 
 
@@ -38,6 +41,7 @@ class Lane(Enum):
 
     BULK = "bulk"
     LIFECYCLE = "lifecycle"
+    PROMPT = "prompt"  # through the courier, which reads the caller's memory at once
 
 
 def online_cpus(path: Path = _ONLINE) -> list[int]:
@@ -152,6 +156,10 @@ class Engine:
         """The engine's books since its start; see rs_counters in _perf.h."""
         counted = lib.rs_count(self.handle)
         return {name: getattr(counted, name) for name, _ in ffi.typeof("rs_counters").fields}
+
+    def start_courier(self) -> int:
+        """Start the thread that reads callers' memory; its thread id."""
+        return _check(lib.rs_courier_start(self.handle, _COURIER_PRIORITY), "starting the courier")
 
     # -- outputs -----------------------------------------------------------------------------------
 
@@ -324,6 +332,7 @@ class KernelEvent:
         *,
         stack_size: int = 0,
         cgroup: bool = False,
+        fetch: FetchSpec | None = None,
     ) -> None:
         self.rings = rings
         self.name = name
@@ -331,6 +340,9 @@ class KernelEvent:
         self.source = source
         self.lane = lane
         self._perf = ffi.new("rs_perf *", {"tracepoint": event_id, "stack_size": stack_size, "cgroup": cgroup})
+        self._fetch = (
+            ffi.new("rs_fetch *", (fetch.kind, fetch.offset, fetch.count, fetch.length)) if fetch else ffi.NULL
+        )
         self._opened: _Opened | None = None
 
     @property
@@ -419,6 +431,8 @@ class KernelEvent:
             _check(lib.rs_perf_redirect(fd, self.rings.fd_of(cpu, self.lane)), f"output of {self.name}")
             number = ffi.new("uint64_t *")
             _check(lib.rs_perf_id(fd, number), f"id of {self.name}")
+            if self._fetch != ffi.NULL:
+                _check(lib.rs_fetch_set(self.rings.engine.handle, number[0], self._fetch), f"fetch of {self.name}")
             return cpu, fd, number[0]
         except BaseException:
             os.close(fd)
@@ -426,8 +440,13 @@ class KernelEvent:
 
     def _close(self, opened: _Opened) -> None:
         for _, fd, number in opened.events:
-            lib.rs_event_clear(self.rings.engine.handle, number)
-            os.close(fd)
+            _forget(self.rings.engine, fd, number)
+
+
+def _forget(engine: Engine, fd: int, number: int) -> None:
+    lib.rs_event_clear(engine.handle, number)
+    lib.rs_fetch_set(engine.handle, number, ffi.NULL)
+    os.close(fd)
 
 
 def _refused(what: str, number: int) -> Exception:
@@ -452,12 +471,12 @@ class Rings:
     def __init__(self, engine: Engine, ring_size: int, lifecycle_ring_size: int, total: int) -> None:
         self.engine = engine
         self.cpus = online_cpus()
-        share = total // (len(self.cpus) * (ring_size + lifecycle_ring_size) or 1)
-        if not share:  # many CPUs: halve until all fit, but never below 64 KiB
-            while len(self.cpus) * (ring_size + lifecycle_ring_size) > total and ring_size > 64 << 10:
-                ring_size //= 2
-                lifecycle_ring_size = max(256 << 10, lifecycle_ring_size // 2)
-        self._sizes = {Lane.BULK: ring_size, Lane.LIFECYCLE: lifecycle_ring_size}
+        self._sizes = {Lane.BULK: ring_size, Lane.LIFECYCLE: lifecycle_ring_size, Lane.PROMPT: lifecycle_ring_size}
+        while len(self.cpus) * sum(self._sizes.values()) > total:  # many CPUs: halve the largest until all fit
+            lane = max(self._sizes, key=lambda one: self._sizes[one])
+            if self._sizes[lane] <= _SMALLEST:
+                break
+            self._sizes[lane] //= 2
         self._rings: dict[tuple[int, Lane], _CpuRing] = {}
         self._users = dict.fromkeys(Lane, 0)
         self._retired: list[tuple[int, int]] = []  # (descriptor or -1, id): to close after the next drain
@@ -468,8 +487,8 @@ class Rings:
         raise_file_limit(64 * len(self.cpus))
 
     def watermark(self, lane: Lane) -> int:
-        """How many bytes may wait before the kernel wakes the reader."""
-        return self._sizes[lane] // 4
+        """How many bytes may wait before the kernel wakes the reader; 0: none."""
+        return 0 if lane is Lane.PROMPT else self._sizes[lane] // 4
 
     def fd_of(self, cpu: int, lane: Lane) -> int:
         """The descriptor of a CPU's ring."""
@@ -509,17 +528,15 @@ class Rings:
         if self._retired:
             retired, self._retired = self._retired, []
             for fd, number in retired:
-                lib.rs_event_clear(self.engine.handle, number)
-                os.close(fd)
+                _forget(self.engine, fd, number)
         if self._offline:
             offline, self._offline = self._offline, []
             for one in offline:
                 lib.rs_ring_close(self.engine.handle, one.ring)
                 os.close(one.fd)
-        if self._users[Lane.BULK] == 0:
-            for cpu, lane in list(self._rings):
-                if lane is Lane.BULK:
-                    self._close(cpu, lane)
+        for cpu, lane in list(self._rings):
+            if self._users[lane] == 0:
+                self._close(cpu, lane)
 
     def follow_cpus(self) -> bool:
         """Open on CPUs that came up, drop those that went; True if anything changed."""
@@ -541,7 +558,8 @@ class Rings:
             for lane in Lane:
                 one = self._rings.pop((cpu, lane), None)
                 if one is not None:  # what it still holds is drained before it is closed
-                    self.on_close(one.fd)
+                    if lane is not Lane.PROMPT:
+                        self.on_close(one.fd)
                     self._offline.append(one)
         return True
 
@@ -562,7 +580,8 @@ class Rings:
         fd = lib.rs_perf_open(perf, cpu, -1)
         if fd < 0:
             raise _refused("a ring", -fd)
-        ring = lib.rs_ring_open(self.engine.handle, fd, cpu, self._sizes[lane] // _PAGE)
+        open_ring = lib.rs_ring_prompt if lane is Lane.PROMPT else lib.rs_ring_open
+        ring = open_ring(self.engine.handle, fd, cpu, self._sizes[lane] // _PAGE)
         if ring < 0:
             os.close(fd)
             if -ring in (errno.EPERM, errno.ENOMEM):
@@ -572,12 +591,14 @@ class Rings:
                 )
             raise KernelError(f"mmap of CPU {cpu}'s ring", -ring)
         self._rings[cpu, lane] = _CpuRing(fd, ring)
-        self.on_open(fd)
+        if lane is not Lane.PROMPT:  # the courier listens to those
+            self.on_open(fd)
 
     def _close(self, cpu: int, lane: Lane) -> None:
         one = self._rings.pop((cpu, lane), None)
         if one is not None:
-            self.on_close(one.fd)
+            if lane is not Lane.PROMPT:
+                self.on_close(one.fd)
             lib.rs_ring_close(self.engine.handle, one.ring)
             os.close(one.fd)
 

@@ -11,7 +11,7 @@ the message's metadata (numbers and types) into a flat list of operations, which
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any
@@ -24,7 +24,7 @@ from .tracefs.format import Field as RecordField
 from .tracefs.format import Format, Kind
 
 _INTEGERS = (Kind.INTEGER, Kind.BOOL, Kind.POINTER, Kind.ARRAY)
-SIDE_ROOM = 4096  # bytes of the caller's memory that one record can bring, as in _perf.c
+SIDE_ROOM = 4096  # PATH_MAX: the most that is fetched of a caller's memory for an event
 
 
 class OpCode(IntEnum):
@@ -43,10 +43,29 @@ class OpCode(IntEnum):
     BEGIN = 10
     END = 11
     UNLESS = 12
-    FETCH = 13
+    FETCHED = 13
 
 
-KEEP_ZERO, SWAP, SIDE, TEXT, ABSTRACT, SIGNED, COUNTED, DATA_LOC = (1 << n for n in range(8))
+KEEP_ZERO, SWAP, SIDE, ABSTRACT, SIGNED = 1, 2, 4, 16, 32
+
+
+class FetchKind(IntEnum):
+    """What the courier reads of the caller's memory: RS_FETCH_* of _perf.h."""
+
+    ARGUMENTS = 0
+    TEXT = 1
+    BLOCK = 2
+    NAME = 3
+
+
+@dataclass(frozen=True)
+class FetchSpec:
+    """rs_fetch of _perf.h: what the courier reads behind a pointer in the record."""
+
+    kind: FetchKind
+    offset: int = 0
+    count: int = 0
+    length: int = 0
 
 
 # ---- what a table is made of ---------------------------------------------------------------------
@@ -89,15 +108,14 @@ class When:
 class Fetch:
     """The fields in `then`, only if the caller's memory at `pointer` could be read.
 
-    Reads `length` bytes at most; as many as the integer field `count` says, if given;
-    up to and with the first NUL if `text`.
+    Reads `length` bytes at most; as many as the integer field `count` says, if given. One for each plan.
     """
 
-    pointer: Kernel
+    pointer: str
     then: Table
+    kind: FetchKind = FetchKind.BLOCK
     length: int = SIDE_ROOM
     count: str | None = None
-    text: bool = False
 
 
 Source = Kernel | Side | int | str | bytes | Mapping[str, "Source"] | Sequence["When | Fetch | tuple[str, Source]"]
@@ -127,16 +145,18 @@ class Plan:
     """Operations that make an event's body of a record."""
 
     ops: tuple[Op, ...] = field(default=())
+    fetch: FetchSpec | None = None
 
-    def run(self, raw: bytes, memory: Callable[[int, int], bytes] | None = None) -> bytes:
-        """What C makes of the record; `memory(address, length)` stands for the caller's memory."""
-        return _Interpreter(raw, memory or (lambda address, length: b"")).run(self.ops)
+    def run(self, raw: bytes, side: bytes = b"") -> bytes:
+        """What C makes of the record and the memory that came with it."""
+        return _Interpreter(raw, side).run(self.ops)
 
 
 class _Compiler:
     def __init__(self, record: Format) -> None:
         self.record = record
         self.ops: list[Op] = []
+        self.fetch: FetchSpec | None = None
 
     def message(self, message: type[betterproto2.Message], table: Table) -> None:
         known = wire.fields(message)
@@ -146,7 +166,7 @@ class _Compiler:
                 self.message(message, item.then)
                 self.land(at)
             elif isinstance(item, Fetch):
-                at = self.emit(self.fetch(item))
+                at = self.emit(self.fetched(item))
                 self.message(message, item.then)
                 self.land(at)
             else:
@@ -219,14 +239,12 @@ class _Compiler:
         flags = side | (SWAP if source.swap else 0) | (SIGNED if signed else 0)
         return Op(code, offset=offset, size=size, flags=flags, value=value & (1 << 64) - 1)
 
-    def fetch(self, item: Fetch) -> Op:
-        pointer = self.integer(OpCode.FETCH, item.pointer)
-        flags = TEXT if item.text else 0
-        if item.count is not None:
-            return replace(
-                pointer, flags=flags | COUNTED, length=item.length, value=self.find(Kernel(item.count)).offset
-            )
-        return replace(pointer, flags=flags, length=item.length)
+    def fetched(self, item: Fetch) -> Op:
+        if self.fetch is not None:
+            raise TypeError(f"{self.record.name}: only one Fetch in a plan")
+        count = 0 if item.count is None else self.find(Kernel(item.count)).offset
+        self.fetch = FetchSpec(item.kind, self.find(Kernel(item.pointer)).offset, count, item.length)
+        return Op(OpCode.FETCHED)
 
     def find(self, source: Kernel) -> RecordField:
         found = self.record.get(source.name)
@@ -251,16 +269,16 @@ def compile_plan(message: type[betterproto2.Message], table: Table, record: Form
             moved.append(len(merged))
             merged.append(op)
     moved.append(len(merged))
-    return Plan(tuple(replace(op, jump=moved[op.jump]) if op.jump else op for op in merged))
+    ops = tuple(replace(op, jump=moved[op.jump]) if op.jump else op for op in merged)
+    return Plan(ops, compiler.fetch)
 
 
 class _Interpreter:
     """Runs a plan as rs_plan_run does."""
 
-    def __init__(self, raw: bytes, memory: Callable[[int, int], bytes]) -> None:
+    def __init__(self, raw: bytes, side: bytes) -> None:
         self.raw = raw
-        self.memory = memory
-        self.side = b""
+        self.side = side
 
     def run(self, ops: Iterable[Op]) -> bytes:
         ops = list(ops)
@@ -282,8 +300,7 @@ class _Interpreter:
                 case OpCode.UNLESS:
                     if self.integer(op) != op.value:
                         at = op.jump
-                case OpCode.FETCH:
-                    self.side = self.fetch(op)
+                case OpCode.FETCHED:
                     if not self.side:
                         at = op.jump
                 case OpCode.RAW:
@@ -326,13 +343,3 @@ class _Interpreter:
         if op.flags & ABSTRACT and data[:1] == b"\0":
             return b"@" + wire.utf8(data[1:])
         return wire.utf8(data.split(b"\0", 1)[0])
-
-    def fetch(self, op: Op) -> bytes:
-        pointer = int.from_bytes(self.raw[op.offset : op.offset + op.size], "little")
-        want = min(op.length, SIDE_ROOM)
-        if op.flags & COUNTED and len(self.raw) >= op.value + 4:
-            want = max(0, min(want, int.from_bytes(self.raw[op.value : op.value + 4], "little", signed=True)))
-        data = self.memory(pointer, want) if pointer and want else b""
-        if op.flags & TEXT:
-            return data[: data.index(0) + 1] if 0 in data else b""
-        return data

@@ -74,6 +74,7 @@ class Sensor:
         self.pid = os.getpid()
         self.engine = Engine(self.sensor_id, self.pid)
         self._closing.append(self.engine.close)
+        self._threads = [self.pid, self.engine.start_courier()]
         self.rings = Rings(self.engine, config.ring_size, config.lifecycle_ring_size, config.ring_total)
         self._closing.append(self.rings.close)
         self._loop = asyncio.get_running_loop()
@@ -160,8 +161,8 @@ class Sensor:
     # -- what families need ------------------------------------------------------------------------
 
     def exclude_self(self) -> Filter:
-        """The kernel filter that leaves out what the sensor's own thread does, unless that is wanted."""
-        return ALWAYS if self.config.include_self else exclude("common_pid", [self.pid])
+        """The kernel filter that leaves out what the sensor's own threads do, unless that is wanted."""
+        return ALWAYS if self.config.include_self else exclude("common_pid", self._threads)
 
     def lineage_flag(self) -> int:
         """The flag for sources whose events carry the lineage."""

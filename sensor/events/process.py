@@ -5,9 +5,9 @@ What serves them, the same on every kernel since 5.10:
 - task:task_newtask tells a fork, and by its clone flags a process from a thread.
 - sched:sched_process_exec tells an exec. Its sample brings the top of the new program's stack, where the
   kernel has just put argc, argv and the strings (fs/binfmt_elf.c, create_elf_tables), so that the command
-  line is there however short the program lives. Between the pointers and the strings lies a gap of random
-  size, and a page of it that was never touched ends the sample early: the rest is then read from the
-  process's memory, or from procfs.
+  line is mostly there however short the program lives. Between the pointers and the strings lies a gap of
+  random size, and a page of it that was never touched ends the sample early: then the courier reads the
+  strings from the process's memory, at an address that no other program of that process has them at.
 - sched:sched_process_exit tells that a thread is gone, since 6.16 also whether it was the last; before,
   threads are counted.
 - The exit status comes from a kprobe on do_exit or from the proc connector.
@@ -28,6 +28,7 @@ from ..errors import RequestError, UnservableError
 from ..exits import ExitConnector
 from ..glob import glob_match
 from ..perf import KernelEvent, Lane
+from ..plan import FetchKind, FetchSpec
 from ..process import Process
 from ..tracefs.format import Format
 from . import Mechanism
@@ -38,8 +39,7 @@ if TYPE_CHECKING:
 FAMILY = "processes"
 _CLONE_THREAD = 0x00010000
 _STACK = 12 << 10  # bytes: pointers, the gap of up to 8 KiB, and the first strings
-_MAX_ARGUMENTS = 32768
-_LONGEST = 256 << 10  # bytes of a command line that is kept
+_LONGEST = 2 << 20  # bytes of a command line that is kept
 _MAX_PATTERN = 4096
 _PENDING = 20_000_000  # ns that an exit waits for its status
 _PATH_MAX = 4096
@@ -129,10 +129,10 @@ class ProcessFamily:
         self._renamed_comm = renamed["newcomm"].offset
         processes_only = f"!(clone_flags & {_CLONE_THREAD})" if self._group_dead else None
         self._events = [
-            (newtask, self._on_newtask, processes_only, 0),
-            (executed, self._on_exec, None, _STACK),
-            (exited, self._on_exit, "group_dead == 1" if self._group_dead else None, 0),
-            (renamed, self._on_rename, None, 0),
+            (newtask, self._on_newtask, processes_only, None),
+            (executed, self._on_exec, None, FetchSpec(FetchKind.ARGUMENTS)),
+            (exited, self._on_exit, "group_dead == 1" if self._group_dead else None, None),
+            (renamed, self._on_rename, None, None),
         ]
         self._opened: list[KernelEvent] = []
 
@@ -140,19 +140,31 @@ class ProcessFamily:
 
     def open(self) -> None:
         """Begin to follow processes."""
-        for record, handler, filter_text, stack in self._events:
-            self.follow(record, handler, filter_text, stack)
+        for record, handler, filter_text, fetch in self._events:
+            self.follow(record, handler, filter_text, fetch)
         try:
             self.connector = ExitConnector()
         except UnservableError as error:
             self._exit_note = str(error)
 
     def follow(
-        self, record: Format, handler: Callable[[], int], filter_text: str | None = None, stack: int = 0
+        self,
+        record: Format,
+        handler: Callable[[], int],
+        filter_text: str | None = None,
+        fetch: FetchSpec | None = None,
     ) -> KernelEvent:
         """Have a lifecycle event's records handled."""
-        source = self._engine.open_source(lib.RS_LIFECYCLE | (lib.RS_STACK if stack else 0))
-        event = KernelEvent(self._sensor.rings, record.name, record.id, source, Lane.LIFECYCLE, stack_size=stack)
+        source = self._engine.open_source(lib.RS_LIFECYCLE | (lib.RS_FETCHED if fetch else 0))
+        event = KernelEvent(
+            self._sensor.rings,
+            record.name,
+            record.id,
+            source,
+            Lane.PROMPT if fetch else Lane.LIFECYCLE,
+            stack_size=_STACK if fetch and fetch.kind is FetchKind.ARGUMENTS else 0,
+            fetch=fetch,
+        )
         try:
             event.open(filter_text)
         except UnservableError:
@@ -177,7 +189,7 @@ class ProcessFamily:
         last = "told by the kernel" if self._group_dead else "threads counted"
         return [
             Mechanism(FAMILY, True, "task_newtask, sched_process_exec and sched_process_exit tracepoints", last),
-            Mechanism("command lines", bool(_STACK), "the new program's stack, in the exec's sample", "then memory"),
+            Mechanism("command lines", True, "the new program's stack, in the exec's sample", "or read at once"),
             Mechanism(
                 "exit status",
                 self.connector is not None,
@@ -256,41 +268,21 @@ class ProcessFamily:
                 ProcessEvent,
                 type=ProcessEventType.EXEC,
                 exec_filename=filename,
-                exec_command_line=self._arguments(filename),
+                exec_command_line=self._arguments(),
             )
             self._emit(outputs, process, body)
         return RESULT
 
-    def _arguments(self, filename: bytes) -> list[bytes]:
+    def _arguments(self) -> list[bytes]:
         """The command line of the program whose exec is at hand; empty if it could not be had."""
         stop = self._engine.stop
-        stack = bytes(ffi.buffer(stop.stack, stop.stack_length)) if stop.stack_length else b""
-        word = 4 if stop.abi == 1 else 8
-        count = int.from_bytes(stack[:word], "little")
-        if len(stack) >= word * 3 and 0 < count <= _MAX_ARGUMENTS:
-            first = int.from_bytes(stack[word : 2 * word], "little")
-            last_at = word * (count + 2)  # behind argv and its NULL: the first of the environment
-            end = int.from_bytes(stack[last_at : last_at + word], "little")
-            start = first - stop.sp
-            if 0 < start < len(stack):
-                found = stack[start:].split(b"\0", count)
-                if len(found) > count:
-                    return found[:count]
-            length = end - first if 0 < end - first <= _LONGEST else min(_LONGEST, 131072)
-            found = self._read_memory(stop.pid, first, length).split(b"\0", count)
-            if len(found) > count and self._same_program(filename):
-                return found[:count]
-        return (self._table.procfs.command_line(stop.pid) or []) if self._same_program(filename) else []
-
-    def _same_program(self, filename: bytes) -> bool:
-        """False if the process has certainly run another program, or ended, since the exec at hand."""
-        stat = self._table.procfs.stat(self._engine.stop.pid)
-        return stat is not None and stat.state not in "ZX"
-
-    def _read_memory(self, pid: int, address: int, length: int) -> bytes:
-        buffer = bytearray(length)
-        read = lib.rs_read_memory(pid, address, ffi.from_buffer(buffer), length)
-        return bytes(buffer[:read]) if read > 0 else b""
+        text = bytes(ffi.buffer(stop.memory, stop.memory_length)) if stop.memory_length else b""
+        if not stop.complete and stop.argc:  # longer than a record can be; the program may still be there
+            buffer = bytearray(_LONGEST)
+            read = lib.rs_read_memory(stop.pid, stop.address, ffi.from_buffer(buffer), _LONGEST)
+            text = bytes(buffer[:read]) if read > len(text) else text
+        found = text.split(b"\0", stop.argc)
+        return found[: stop.argc] if len(found) > stop.argc else found[:-1]
 
     def _on_exit(self) -> int:
         stop = self._engine.stop

@@ -1,0 +1,175 @@
+/* Numbers, varints, growing arrays and a map: what the rest of the engine is made of. */
+#ifndef RINGSIDE_BYTES_H
+#define RINGSIDE_BYTES_H
+
+static inline uint64_t load(const uint8_t *p, unsigned size)
+{
+    switch (size) {
+    case 1:
+        return *p;
+    case 2: {
+        uint16_t v;
+        memcpy(&v, p, 2);
+        return v;
+    }
+    case 4: {
+        uint32_t v;
+        memcpy(&v, p, 4);
+        return v;
+    }
+    default: {
+        uint64_t v;
+        memcpy(&v, p, 8);
+        return v;
+    }
+    }
+}
+
+static inline uint64_t sign_extend(uint64_t v, unsigned size)
+{
+    unsigned shift = 64 - 8 * size;
+    return (uint64_t)((int64_t)(v << shift) >> shift);
+}
+
+static inline uint64_t swap(uint64_t v, unsigned size)
+{
+    return __builtin_bswap64(v) >> (64 - 8 * size);
+}
+
+static inline uint8_t *put_varint(uint8_t *out, uint64_t v)
+{
+    while (v >= 0x80) {
+        *out++ = (uint8_t)(v | 0x80);
+        v >>= 7;
+    }
+    *out++ = (uint8_t)v;
+    return out;
+}
+
+static inline unsigned varint_length(uint64_t v)
+{
+    return (unsigned)(63 - __builtin_clzll(v | 1)) / 7 + 1;
+}
+
+static inline uint8_t *put(uint8_t *out, const uint8_t *from, size_t length)
+{
+    if (length)
+        memcpy(out, from, length);
+    return out + length;
+}
+
+static inline uint8_t *put_tag(uint8_t *out, const rs_tag *tag)
+{
+    memcpy(out, tag->bytes, sizeof tag->bytes); /* all of it: a fixed size is one move; see HEADER_ROOM */
+    return out + tag->length;
+}
+
+static bool grow(void **array, size_t *room, size_t need, size_t item)
+{
+    if (need <= *room)
+        return true;
+    size_t more = *room ? *room : 16;
+    while (more < need)
+        more *= 2;
+    void *p = realloc(*array, more * item);
+    if (!p)
+        return false;
+    memset((char *)p + *room * item, 0, (more - *room) * item);
+    *array = p;
+    *room = more;
+    return true;
+}
+
+uint64_t rs_clock(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC_RAW, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* ---- a map from numbers to pointers: open addressing, linear probing ---------------------------- */
+
+struct map {
+    uint64_t *keys; /* key + 1; 0 is free */
+    void **values;
+    size_t room, used;
+};
+
+static inline size_t map_slot(const struct map *m, uint64_t key)
+{
+    return (size_t)((key * 0x9e3779b97f4a7c15u) >> 32) & (m->room - 1);
+}
+
+static void *map_get(const struct map *m, uint64_t key)
+{
+    if (!m->room)
+        return NULL;
+    for (size_t i = map_slot(m, key);; i = (i + 1) & (m->room - 1)) {
+        if (m->keys[i] == key + 1)
+            return m->values[i];
+        if (!m->keys[i])
+            return NULL;
+    }
+}
+
+static bool map_set(struct map *m, uint64_t key, void *value)
+{
+    if (2 * (m->used + 1) > m->room) {
+        struct map bigger = {.room = m->room ? 2 * m->room : 64};
+        bigger.keys = calloc(bigger.room, sizeof *bigger.keys);
+        bigger.values = calloc(bigger.room, sizeof *bigger.values);
+        if (!bigger.keys || !bigger.values) {
+            free(bigger.keys);
+            free(bigger.values);
+            return false;
+        }
+        for (size_t i = 0; i < m->room; i++)
+            if (m->keys[i])
+                map_set(&bigger, m->keys[i] - 1, m->values[i]);
+        free(m->keys);
+        free(m->values);
+        *m = bigger;
+    }
+    size_t i = map_slot(m, key);
+    while (m->keys[i] && m->keys[i] != key + 1)
+        i = (i + 1) & (m->room - 1);
+    m->used += !m->keys[i];
+    m->keys[i] = key + 1;
+    m->values[i] = value;
+    return true;
+}
+
+static void *map_take(struct map *m, uint64_t key)
+{
+    if (!m->room)
+        return NULL;
+    size_t i = map_slot(m, key), mask = m->room - 1;
+    while (m->keys[i] != key + 1) {
+        if (!m->keys[i])
+            return NULL;
+        i = (i + 1) & mask;
+    }
+    void *value = m->values[i];
+    m->used--;
+    for (size_t j = (i + 1) & mask; m->keys[j]; j = (j + 1) & mask) {
+        size_t home = map_slot(m, m->keys[j] - 1);
+        if (((j - home) & mask) >= ((j - i) & mask)) {
+            m->keys[i] = m->keys[j];
+            m->values[i] = m->values[j];
+            i = j;
+        }
+    }
+    m->keys[i] = 0;
+    return value;
+}
+
+static void map_free(struct map *m, bool values)
+{
+    for (size_t i = 0; values && i < m->room; i++)
+        if (m->keys[i])
+            free(m->values[i]);
+    free(m->keys);
+    free(m->values);
+}
+
+#endif

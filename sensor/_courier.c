@@ -1,0 +1,395 @@
+/* The courier: what must be read of a caller's memory is read at once. Part of _perf.c. */
+
+/* Read another process's memory, as far as it is there; the number of bytes, or -errno. */
+int64_t rs_read_memory(int32_t pid, uint64_t address, uint8_t *out, size_t length)
+{
+    size_t done = 0;
+    while (done < length) {
+        /* one page at a time: process_vm_readv(2) gives nothing of an iovec that faults midway */
+        size_t step = 4096 - (size_t)((address + done) % 4096);
+        if (step > length - done)
+            step = length - done;
+        struct iovec here = {out + done, step}, there = {(void *)(uintptr_t)(address + done), step};
+        ssize_t n = process_vm_readv(pid, &here, 1, &there, 1, 0);
+        if (n <= 0)
+            return done ? (int64_t)done : n ? -errno : -EFAULT;
+        done += (size_t)n;
+    }
+    return (int64_t)done;
+}
+
+static size_t read_text(int32_t pid, uint64_t address, uint8_t *out, size_t length)
+{
+    size_t done = 0;
+    while (done < length) {
+        size_t step = 4096 - (size_t)((address + done) % 4096);
+        if (done == 0 && step > 256)
+            step = 256; /* most names are short, and a page costs more than a part of one */
+        if (step > length - done)
+            step = length - done;
+        int64_t n = rs_read_memory(pid, address + done, out + done, step);
+        if (n <= 0)
+            return 0; /* no end in sight: a part of a name is not the name */
+        const uint8_t *end = memchr(out + done, 0, (size_t)n);
+        if (end)
+            return (size_t)(end - out) + 1;
+        done += (size_t)n;
+    }
+    return 0;
+}
+
+/*
+ * A thread of its own, of high priority, that takes the records of prompt rings as they come, reads the
+ * memory that belongs to them while the caller still has it, and hands both on through a second ring, laid
+ * out like the kernel's, that the drain merges like any other. It shares nothing else with the engine.
+ */
+struct lane {
+    bool used;
+    int fd;
+    struct perf_event_mmap_page *from, *to;
+    uint8_t *from_data, *to_data;
+    uint64_t from_size, to_size, at;
+    size_t from_mapped;
+};
+
+struct courier {
+    pthread_t thread;
+    pthread_mutex_t lock; /* of all below; held while records are carried, and to add and remove */
+    pthread_cond_t started;
+    int wake, tid;
+    bool stop, full;
+    struct lane *lanes;
+    size_t n_lanes;
+    struct map fetches;
+    uint8_t record[MAX_RECORD], made[MAX_RECORD];
+};
+
+static uint64_t stack_word(int32_t pid, uint64_t sp, const uint8_t *stack, size_t length, uint64_t index,
+                           unsigned word)
+{
+    uint64_t at = index * word, value = 0;
+    if (at + word <= length)
+        return load(stack + at, word);
+    return rs_read_memory(pid, sp + at, (uint8_t *)&value, word) == (int64_t)word ? value : 0;
+}
+
+/*
+ * The arguments of a program that has just begun, from the top of its stack: argc, argv[], NULL, envp[],
+ * NULL, ..., the strings (fs/binfmt_elf.c, create_elf_tables). `stack` is as much of it as the sample
+ * brought. The strings lie together, those of envp behind them. The length, or -errno.
+ */
+int64_t rs_fetch_arguments(int32_t pid, uint64_t abi, uint64_t sp, const uint8_t *stack, size_t stack_length,
+                           uint8_t *out, size_t room, uint64_t *argc, uint64_t *address, uint64_t *complete)
+{
+    unsigned word = abi == PERF_SAMPLE_REGS_ABI_32 ? 4 : 8;
+    uint64_t count = stack_word(pid, sp, stack, stack_length, 0, word);
+    uint64_t first = stack_word(pid, sp, stack, stack_length, 1, word);
+    uint64_t end = stack_word(pid, sp, stack, stack_length, count + 2, word);
+    *argc = count;
+    *address = first;
+    *complete = 0;
+    if (!sp || !first || !count || count > MAX_ARGUMENTS)
+        return -ENODATA;
+    size_t want = end > first && end - first < room ? (size_t)(end - first) : room, have = 0;
+    if (first > sp && first - sp < stack_length) {
+        have = stack_length - (size_t)(first - sp) < want ? stack_length - (size_t)(first - sp) : want;
+        memcpy(out, stack + (first - sp), have);
+    }
+    for (int tries = 0; tries < 2; tries++) {
+        uint64_t found = 0;
+        for (size_t i = 0; i < have; i++)
+            if (!out[i] && ++found == count) {
+                *complete = 1;
+                return (int64_t)i + 1;
+            }
+        if (tries == 0) {
+            int64_t n = rs_read_memory(pid, first, out, want);
+            if (n > 0 && (size_t)n > have)
+                have = (size_t)n;
+        }
+    }
+    return (int64_t)have;
+}
+
+static size_t fetch(const rs_fetch *how, const uint8_t *p, uint32_t size, struct fetched *f, uint8_t *out)
+{
+    uint32_t raw_length = (uint32_t)load(p + 32, 4);
+    int32_t pid = (int32_t)load(p + 16, 4);
+    const uint8_t *raw = p + 36, *more = raw + raw_length;
+    size_t left = size - 36 - raw_length;
+    int64_t n = 0;
+    if (how->kind == RS_FETCH_ARGUMENTS) {
+        uint64_t sp = 0, reserved = 0, copied = 0;
+        if (left >= 16 && (f->abi = load(more, 8))) {
+            sp = load(more + 8, 8);
+            more += 16;
+            left -= 16;
+            if (left >= 8 && (reserved = load(more, 8)) && reserved + 16 <= left)
+                copied = load(more + 8 + reserved, 8);
+        }
+        n = rs_fetch_arguments(pid, f->abi, sp, more + 8, copied < reserved ? copied : reserved, out, FETCH_ROOM,
+                               &f->argc, &f->address, &f->complete);
+        return n > 0 ? (size_t)n : 0;
+    }
+    if (how->offset > raw_length || raw_length - how->offset < 8)
+        return 0;
+    size_t want = how->length < PATH_ROOM ? how->length : PATH_ROOM;
+    f->address = load(raw + how->offset, 8);
+    if (how->kind == RS_FETCH_NAME) {
+        struct {
+            uint64_t name;
+            int32_t length;
+        } header; /* struct msghdr begins so */
+        if (rs_read_memory(pid, f->address, (uint8_t *)&header, 12) < 12)
+            return 0;
+        f->address = header.name;
+        want = header.length < 0 ? 0 : (size_t)header.length < want ? (size_t)header.length : want;
+    } else if (how->count && how->count <= raw_length && raw_length - how->count >= 4) {
+        int32_t count = (int32_t)load(raw + how->count, 4);
+        want = count < 0 ? 0 : (size_t)count < want ? (size_t)count : want;
+    }
+    if (!f->address || !want)
+        return 0;
+    if (how->kind == RS_FETCH_TEXT)
+        return read_text(pid, f->address, out, want);
+    n = rs_read_memory(pid, f->address, out, want);
+    return n > 0 ? (size_t)n : 0;
+}
+
+/* Carry what a lane's kernel ring holds; false if the second ring is full. */
+static bool carry(struct courier *c, struct lane *l)
+{
+    uint64_t head = __atomic_load_n(&l->from->data_head, __ATOMIC_ACQUIRE);
+    while (l->at < head) {
+        uint64_t offset = l->at & (l->from_size - 1), left = head - l->at;
+        const uint8_t *p = l->from_data + offset;
+        uint32_t size = left >= 8 ? (uint32_t)load(p + 6, 2) : 0;
+        if (size < 32 || size % 8 || size > left) {
+            l->at = head; /* no record; see ring_load() */
+            break;
+        }
+        if (offset + size > l->from_size) {
+            size_t first = (size_t)(l->from_size - offset);
+            put(put(c->record, p, first), l->from_data, size - first);
+            p = c->record;
+        }
+        uint32_t made = size;
+        const rs_fetch *how =
+            load(p, 4) == PERF_RECORD_SAMPLE && size >= 40 ? map_get(&c->fetches, load(p + 8, 8)) : NULL;
+        uint32_t raw_length = how ? (uint32_t)load(p + 32, 4) : 0;
+        if (how && raw_length <= size - 36 && raw_length < MAX_RECORD - FETCH_ROOM - 256) {
+            struct fetched f = {0};
+            uint8_t *out = put(c->made, p, 36 + raw_length);
+            f.length = fetch(how, p, size, &f, out + sizeof f);
+            memcpy(out, &f, sizeof f);
+            made = (36 + raw_length + (uint32_t)sizeof f + (uint32_t)f.length + 7) & ~7u;
+            uint16_t length = (uint16_t)made;
+            memcpy(c->made + 6, &length, 2);
+            p = c->made;
+        }
+        uint64_t to_head = l->to->data_head;
+        if (to_head - __atomic_load_n(&l->to->data_tail, __ATOMIC_ACQUIRE) + made > l->to_size)
+            return false;
+        uint64_t at = to_head & (l->to_size - 1);
+        size_t first = l->to_size - at < made ? (size_t)(l->to_size - at) : made;
+        put(l->to_data + at, p, first);
+        put(l->to_data, p + first, made - first);
+        /* the record is there before the head says so, and the head before the kernel's tail does */
+        __atomic_store_n(&l->to->data_head, to_head + made, __ATOMIC_RELEASE);
+        l->at += size;
+        __atomic_store_n(&l->from->data_tail, l->at, __ATOMIC_RELEASE);
+    }
+    return true;
+}
+
+static void *courier_run(void *argument)
+{
+    struct courier *c = argument;
+    struct pollfd *fds = NULL;
+    size_t room = 0;
+    pthread_setname_np(pthread_self(), "ringside-fetch");
+    pthread_mutex_lock(&c->lock);
+    c->tid = (int)syscall(SYS_gettid);
+    pthread_cond_signal(&c->started);
+    while (!c->stop) {
+        size_t n = 1;
+        if (!grow((void **)&fds, &room, c->n_lanes + 1, sizeof *fds))
+            break;
+        fds[0] = (struct pollfd){.fd = c->wake, .events = POLLIN};
+        for (size_t i = 0; i < c->n_lanes; i++)
+            if (c->lanes[i].used)
+                fds[n++] = (struct pollfd){.fd = c->lanes[i].fd, .events = POLLIN};
+        int wait = c->full ? 1 : 1000; /* ms; a wake-up can be lost to a poll that found the ring empty */
+        pthread_mutex_unlock(&c->lock);
+        poll(fds, n, wait);
+        uint64_t value;
+        if (fds[0].revents && read(c->wake, &value, sizeof value) < 0) {
+        }
+        pthread_mutex_lock(&c->lock);
+        c->full = false;
+        for (size_t i = 0; i < c->n_lanes && !c->stop; i++)
+            if (c->lanes[i].used && !carry(c, &c->lanes[i]))
+                c->full = true;
+    }
+    pthread_mutex_unlock(&c->lock);
+    free(fds);
+    return NULL;
+}
+
+static void courier_wake(struct courier *c)
+{
+    uint64_t one = 1;
+    if (write(c->wake, &one, sizeof one) < 0) {
+    }
+}
+
+/* Start the thread, with real-time priority if that is allowed; its thread id, or -errno. */
+int rs_courier_start(rs_engine *e, int priority)
+{
+    if (e->courier)
+        return e->courier->tid;
+    struct courier *c = calloc(1, sizeof *c);
+    if (!c)
+        return -ENOMEM;
+    c->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (c->wake < 0) {
+        free(c);
+        return -errno;
+    }
+    pthread_mutex_init(&c->lock, NULL);
+    pthread_cond_init(&c->started, NULL);
+    pthread_mutex_lock(&c->lock);
+    int error = pthread_create(&c->thread, NULL, courier_run, c);
+    if (error) {
+        pthread_mutex_unlock(&c->lock);
+        close(c->wake);
+        free(c);
+        return -error;
+    }
+    while (!c->tid)
+        pthread_cond_wait(&c->started, &c->lock);
+    pthread_mutex_unlock(&c->lock);
+    struct sched_param p = {.sched_priority = priority};
+    if (pthread_setschedparam(c->thread, SCHED_FIFO, &p))
+        setpriority(PRIO_PROCESS, (id_t)c->tid, -20);
+    e->courier = c;
+    return c->tid;
+}
+
+static void lane_free(struct lane *l)
+{
+    munmap(l->from, l->from_mapped);
+    free(l->to);
+    *l = (struct lane){0};
+}
+
+static void courier_stop(rs_engine *e)
+{
+    struct courier *c = e->courier;
+    if (!c)
+        return;
+    pthread_mutex_lock(&c->lock);
+    c->stop = true;
+    pthread_mutex_unlock(&c->lock);
+    courier_wake(c);
+    pthread_join(c->thread, NULL);
+    for (size_t i = 0; i < c->n_lanes; i++)
+        if (c->lanes[i].used)
+            lane_free(&c->lanes[i]);
+    pthread_mutex_destroy(&c->lock);
+    pthread_cond_destroy(&c->started);
+    close(c->wake);
+    map_free(&c->fetches, true);
+    free(c->lanes);
+    free(c);
+    e->courier = NULL;
+}
+
+/* Have memory read for each sample of this perf event; NULL: no more. */
+int rs_fetch_set(rs_engine *e, uint64_t id, const rs_fetch *how)
+{
+    struct courier *c = e->courier;
+    if (!c)
+        return -EINVAL;
+    rs_fetch *copy = how ? malloc(sizeof *copy) : NULL;
+    if (how && !copy)
+        return -ENOMEM;
+    if (how)
+        *copy = *how;
+    pthread_mutex_lock(&c->lock);
+    free(map_take(&c->fetches, id));
+    bool ok = !copy || map_set(&c->fetches, id, copy);
+    pthread_mutex_unlock(&c->lock);
+    if (!ok)
+        free(copy);
+    return ok ? 0 : -ENOMEM;
+}
+
+/* As rs_ring_open(), of a ring whose records go through the courier. */
+int rs_ring_prompt(rs_engine *e, int fd, int cpu, size_t pages)
+{
+    struct courier *c = e->courier;
+    if (!c)
+        return -EINVAL;
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), length = (pages + 1) * page, i = 0;
+    struct lane l = {.used = true, .fd = fd, .from_size = pages * page, .to_size = pages * page, .from_mapped = length};
+    l.from = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (l.from == MAP_FAILED)
+        return -errno;
+    l.from_data = (uint8_t *)l.from + page;
+    l.to = calloc(1, length);
+    if (!l.to) {
+        munmap(l.from, length);
+        return -ENOMEM;
+    }
+    l.to_data = (uint8_t *)l.to + page;
+    int ring = rs_ring_attach(e, l.to, pages, page, cpu);
+    if (ring < 0) {
+        lane_free(&l);
+        return ring;
+    }
+    e->rings[ring].prompt = true;
+    pthread_mutex_lock(&c->lock);
+    while (i < c->n_lanes && c->lanes[i].used)
+        i++;
+    bool ok = grow((void **)&c->lanes, &c->n_lanes, i + 1, sizeof *c->lanes);
+    if (ok)
+        c->lanes[i] = l;
+    pthread_mutex_unlock(&c->lock);
+    if (!ok) {
+        e->rings[ring] = (struct ring){0};
+        lane_free(&l);
+        return -ENOMEM;
+    }
+    courier_wake(c);
+    return ring;
+}
+
+static void prompt_close(rs_engine *e, const struct ring *r)
+{
+    struct courier *c = e->courier;
+    pthread_mutex_lock(&c->lock);
+    for (size_t i = 0; i < c->n_lanes; i++)
+        if (c->lanes[i].used && c->lanes[i].to == r->page)
+            lane_free(&c->lanes[i]);
+    pthread_mutex_unlock(&c->lock);
+    courier_wake(c);
+}
+
+/* Give the courier a moment to hand on what the kernel has written: later records must not overtake it. */
+static void courier_settle(rs_engine *e)
+{
+    struct courier *c = e->courier;
+    for (int tries = 0; c && tries < 100; tries++) {
+        bool waiting = false;
+        for (size_t i = 0; i < c->n_lanes; i++) /* only this thread adds and removes lanes */
+            if (c->lanes[i].used && !c->full)
+                waiting |= __atomic_load_n(&c->lanes[i].from->data_head, __ATOMIC_RELAXED) !=
+                           __atomic_load_n(&c->lanes[i].from->data_tail, __ATOMIC_ACQUIRE);
+        if (!waiting)
+            return;
+        if (tries == 2)
+            courier_wake(c);
+        nanosleep(&(struct timespec){.tv_nsec = 20000}, NULL);
+    }
+}
