@@ -13,7 +13,12 @@ import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# how long an example takes says more about what else runs; CI tries the same examples each time
+hypothesis.settings.register_profile("ringside", deadline=None, derandomize=bool(os.environ.get("CI")))
+hypothesis.settings.load_profile("ringside")
 
 TESTS = Path(__file__).parent
 NEEDS = ("live", "docker", "vm")
