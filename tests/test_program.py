@@ -6,6 +6,7 @@ import os
 import re
 import struct
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -258,7 +259,7 @@ class Sample(NamedTuple):
     side: bytes
 
 
-def make_record(values: dict[str, int | bytes]) -> Sample:
+def make_record(values: Mapping[str, object]) -> Sample:
     """A record of the example event; what is not given is zero or empty."""
     raw = bytearray(76)
     for field in RECORD.own_fields:
@@ -266,7 +267,7 @@ def make_record(values: dict[str, int | bytes]) -> Sample:
         if field.kind is FormatKind.INTEGER and isinstance(value, int):
             order = "big" if field.name == "port" else sys.byteorder
             mask = (1 << 8 * field.size) - 1
-            raw[field.offset : field.offset + field.size] = (value & mask).to_bytes(field.size, order)  # type: ignore[arg-type]
+            raw[field.offset : field.offset + field.size] = (value & mask).to_bytes(field.size, order)
     path, comm, sun = (values.get(name, b"") for name in ("path", "comm", "sun"))
     assert isinstance(path, bytes)
     assert isinstance(comm, bytes)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ringside.sensor.expression import Expression, Op, Predicate, all_of, any_of, evaluate
+from ringside.sensor.expression import And, Expression, Op, Or, Predicate, all_of, any_of, evaluate
 from ringside.sensor.program import Fields, fields_of, split
 from ringside.sensor.tracefs.filter import ALWAYS, NEVER
 from ringside.sensor.tracefs.format import parse_format
@@ -161,23 +161,27 @@ def test_unsigned_numbers_and_narrow_ones_in_wide_slots(
     compare(expression, fields, event_id, cause, len(values))
 
 
-ALPHABET = "ab0!*?[]^-\\\"'"
+# mostly a, so that patterns meet texts that they match
+ALPHABET = "aaab0!*?[]^-\\\"'é"
+TEXTS = st.text("ab", max_size=3) | st.lists(st.sampled_from(ALPHABET), max_size=5).map("".join)
 PATTERNS = st.lists(
-    st.sampled_from([*ALPHABET, "*", "*", "?", "[ab]", "[!a]", "[]!]", "[^0]", "[!-^]", "[\"']", "é"]),
+    st.sampled_from([*ALPHABET, "a", "a", "*", "*", "?", "[ab]", "[!a]", "[]!]", "[^0]", "[!-^]", "[\"']"]),
     max_size=6,
 ).map("".join)
 
 
 def texts_of(name: str) -> st.SearchStrategy[Expression]:
-    texts = st.text(ALPHABET + "é", max_size=5)
+    ends = st.sampled_from(["", "*"])
+    wild = st.tuples(ends, TEXTS, ends).map("".join)
     return joined(
-        st.builds(Predicate, st.sampled_from([Op.EQ, Op.NE, Op.GLOB]), st.just(name), texts)
+        st.builds(Predicate, st.sampled_from([Op.EQ, Op.NE]), st.just(name), TEXTS)
+        | st.builds(Predicate, st.just(Op.GLOB), st.just(name), wild)
         | st.builds(Predicate, st.just(Op.MATCH), st.just(name), PATTERNS)
     )
 
 
 @SLOW
-@given(texts_of("newcomm"), st.lists(st.text(ALPHABET + "é", max_size=5), min_size=1, max_size=8))
+@given(texts_of("newcomm"), st.lists(TEXTS, min_size=1, max_size=12))
 def test_texts_in_fixed_arrays(expression: Expression, names: list[str]) -> None:
     fields, event_id = fields_of_event("task/task_rename")
 
@@ -211,7 +215,7 @@ def cgroup() -> Iterator[Path]:
 @SLOW
 @given(
     texts_of("path"),
-    st.lists(st.text(ALPHABET + "é", min_size=1, max_size=5), min_size=1, max_size=5, unique=True),
+    st.lists(TEXTS.filter(bool), min_size=1, max_size=5, unique=True),
 )
 def test_texts_behind_the_record(cgroup: Path, expression: Expression, names: list[str]) -> None:
     fields, event_id = fields_of_event("cgroup/cgroup_mkdir")
@@ -221,7 +225,7 @@ def test_texts_behind_the_record(cgroup: Path, expression: Expression, names: li
         # every pattern is about the name, which comes after a folder
         if isinstance(part, Predicate):
             return Predicate(part.op, part.field, prefix + str(part.value))
-        return type(part)(tuple(below(term) for term in part.terms)) if hasattr(part, "terms") else part
+        return type(part)(tuple(below(term) for term in part.terms)) if isinstance(part, And | Or) else part
 
     with ExitStack() as made:
 
@@ -270,5 +274,31 @@ def test_precedence_is_the_kernels() -> None:
             any_of([all_of([a, b]), c]),
         ):
             compare(expression, fields, event_id, cause, len(names))
+    finally:
+        LIBC.prctl(PR_SET_NAME, own, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name"),
+    [
+        ("*b", "ab"),
+        ("*b*", "abc"),
+        ("0*", "0a"),
+        ("!a*", "!ab"),
+        ("a[!b]", "ac"),
+        ("a[^b]", "ac"),
+        ("a[!b]", "a"),
+    ],
+)
+def test_traps_of_the_kernels_globs(pattern: str, name: str) -> None:
+    fields, event_id = fields_of_event("task/task_rename")
+
+    def cause(_: int) -> dict[str, int | bytes]:
+        LIBC.prctl(PR_SET_NAME, name.encode(), 0, 0, 0)
+        return {"newcomm": name.encode()}
+
+    own = Path("/proc/thread-self/comm").read_bytes()[:-1]
+    try:
+        compare(Predicate(Op.MATCH, "newcomm", pattern), fields, event_id, cause, 1)
     finally:
         LIBC.prctl(PR_SET_NAME, own, 0, 0, 0)
