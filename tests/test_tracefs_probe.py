@@ -289,6 +289,7 @@ def test_close_while_in_use_can_be_tried_again(tmp_path: Path) -> None:
     ("fetchargs", "code", "complaint", "field", "problem"),
     [
         ((), errno.ENOENT, complain("Invalid probed address or symbol", 13), "symbol", "no function do_exit"),
+        ((), errno.EINVAL, complain("Invalid probed address or symbol", 13), "symbol", "no function do_exit"),
         ((), errno.ENOENT, "", "symbol", "no function do_exit"),
         ((), errno.EADDRNOTAVAIL, complain("The symbol is not unique", 13), "symbol", "not unique"),
         (

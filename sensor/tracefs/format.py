@@ -188,7 +188,7 @@ def _parse_field(match: re.Match[str], long_size: int) -> Field:
     if "*" in ctype:
         kind = Kind.POINTER
     elif size not in (1, 2, 4, 8) or _AGGREGATE.match(ctype):
-        kind = Kind.OPAQUE
+        return Field(name, ctype, offset, size, signed, Kind.OPAQUE, 0, False, 0)
     elif _bare(ctype) in ("bool", "_Bool"):
         kind = Kind.BOOL
     else:

@@ -428,7 +428,8 @@ def _locate(spec: Spec, error: KernelError, problem: str, position: int, debugfs
 
 def _about_symbol(spec: Spec, error: KernelError, problem: str, debugfs: Path) -> str:
     place = spec.definition().split(" ")[1]
-    if error.errno == errno.ENOENT:
+    # 7.x says EINVAL where older ones say ENOENT
+    if error.errno == errno.ENOENT or problem == "Invalid probed address or symbol":
         # The symbol of an @SYM is looked up as late, and reported at the same place.
         late = any(re.search(r"@[A-Za-z_.]", what) for _, what in spec.fetchargs)
         return f"the kernel has no function {place}" + (
