@@ -370,11 +370,38 @@ def test_the_last_complaint_about_the_same_command_counts() -> None:
 
 
 def test_a_complaint_about_a_long_command_is_cut_short() -> None:
-    """As before 5.16: 255 bytes, and no newline before the marker's line."""
+    """As on 5.10: 255 bytes, no newline before the marker's line, a position modulo 256."""
     command = "p:g/n f " + " ".join(f"argument{i}=%ax" for i in range(40))
     logged = ("\n  Command: " + command)[:255]
     log = f"[ 1.0] trace_kprobe: error: Unknown type is specified{logged}{' ' * (11 + 30)}^\n"
-    assert find_complaint(log, command) == ("Unknown type is specified", 30)
+    assert find_complaint(log, command) == ("Unknown type is specified", None)
+
+
+@pytest.mark.parametrize(
+    ("code", "problem", "field"),
+    [
+        (errno.EINVAL, "Unknown type is specified", "arguments"),
+        (errno.EINVAL, "Failed to register probe event", "symbol"),
+        (errno.ENOENT, "Invalid probed address or symbol", "symbol"),
+    ],
+)
+def test_whose_fault_without_a_position(tmp_path: Path, code: int, problem: str, field: str) -> None:
+    tracefs = FakeKernel(tmp_path, "kprobe_events")
+    spec = kprobe("do_exit", *((f"argument{i}", "%ax") for i in range(40)))
+    logged = ("\n  Command: " + spec.definition())[:255]
+    tracefs.errno, tracefs.complaint = code, f"[ 1.0] trace_kprobe: error: {problem}{logged}{' ' * 41}^\n"
+    with pytest.raises(RequestError) as error:
+        create(tracefs, spec, debugfs=tmp_path)
+    assert error.value.field == field
+
+
+def test_a_module_that_is_not_loaded(tmp_path: Path) -> None:
+    tracefs = FakeKernel(tmp_path, "kprobe_events")
+    (tmp_path / "modules").write_text("nf_conntrack 172032 3 nf_nat, Live 0x0\nxfs 1 0 - Live 0x0\n")
+    with pytest.raises(RequestError, match="symbol: the module nosuch is not loaded"):
+        create(tracefs, kprobe("nosuch:f"), proc=tmp_path)
+    create(tracefs, kprobe("nf-conntrack:f"), proc=tmp_path)
+    create(tracefs, kprobe("nosuch:f"), proc=tmp_path / "nothing")  # then it is for the kernel to say
 
 
 def test_blacklist(tmp_path: Path) -> None:
@@ -652,6 +679,7 @@ def test_kprobes_where_the_kernel_has_them(tracefs: Tracefs) -> None:
     assert bad.field == "arguments[y]"
     assert "at character 4" in bad.problem
     assert refused("do_exit", ("x", "$arg1:u7")).field == "arguments[x]"
+    assert refused("no_such_module:do_exit").field == "symbol"
     blacklist = Path("/sys/kernel/debug/kprobes/blacklist")
     if blacklist.exists() and (names := [line.split()[-1] for line in blacklist.read_text().splitlines()]):
         assert refused(names[0]).field == "symbol"

@@ -326,7 +326,13 @@ class Probe:
             self._exists = False
 
 
-def create(tracefs: Tracefs, spec: Spec, *, debugfs: Path | str = "/sys/kernel/debug") -> Probe:
+def create(
+    tracefs: Tracefs,
+    spec: Spec,
+    *,
+    proc: Path | str = "/proc",
+    debugfs: Path | str = "/sys/kernel/debug",
+) -> Probe:
     """Defines the probe, in the kernel's list after those of everybody else.
 
     RequestError, with the kernel's own words, if the definition is at fault; UnservableError if
@@ -334,6 +340,8 @@ def create(tracefs: Tracefs, spec: Spec, *, debugfs: Path | str = "/sys/kernel/d
     """
     _require_file(tracefs, spec.file)
     check_record_size(spec, trace_size_limit(tracefs))
+    if isinstance(spec, KprobeSpec):
+        _require_module(spec.symbol, Path(proc))
     try:
         tracefs.append(spec.definition() + "\n", spec.file)
     except KernelError as error:
@@ -368,6 +376,19 @@ def _require_file(tracefs: Tracefs, file: str) -> None:
         raise UnservableError(family, "tracefs is mounted read-only", "mount it writable")
 
 
+def _require_module(symbol: str, proc: Path) -> None:
+    """The kernel takes any symbol of a module that isn't loaded, and waits for it, silently."""
+    module, colon, _ = symbol.partition(":")
+    if not colon:
+        return
+    try:
+        loaded = {line.split()[0] for line in (proc / "modules").read_text().splitlines() if line.split()}
+    except OSError:
+        return
+    if module.replace("-", "_") not in loaded:
+        raise RequestError("symbol", f"the module {module} is not loaded")
+
+
 # The errno of a definition that can't be: bad grammar, no such symbol, within an instruction,
 # an ambiguous symbol, and what fetchargs overflow.
 _AT_FAULT = frozenset(
@@ -396,25 +417,34 @@ def _explained(
     return RequestError(*_guess(spec, error))
 
 
-def find_complaint(log: str, command: str) -> tuple[str, int] | None:
+def find_complaint(log: str, command: str) -> tuple[str, int | None] | None:
     """What the error log says last about a command, and at which of its characters (from 0).
 
         [  415.163] trace_kprobe: error: Invalid probed address or symbol
           Command: p:group/name nosuch
                                 ^
 
-    Kernels before 5.16 keep 255 bytes of the command and lose the newline behind it.
+    Older kernels (5.10) keep 255 bytes of the command, lose the newline behind a longer one and
+    count the position modulo 256: for what was cut there is no position.
     """
-    found = None
+    found: tuple[str, int | None] | None = None
     for match in re.finditer(r"error: (.+)\n  Command: (.+?)\n?( {11,})\^", log):
-        logged = match[2]
-        if logged == command or (len(logged) > 200 and command.startswith(logged)):
-            found = match[1].strip(), len(match[3]) - len("  Command: ")
+        problem, logged = match[1].strip(), match[2]
+        if logged == command:
+            found = problem, len(match[3]) - len("  Command: ")
+        elif len(logged) > 200 and command.startswith(logged):
+            found = problem, None
     return found
 
 
-def _locate(spec: Spec, error: KernelError, problem: str, position: int, debugfs: Path) -> tuple[str, str]:
+def _locate(
+    spec: Spec, error: KernelError, problem: str, position: int | None, debugfs: Path
+) -> tuple[str, str]:
     """The field of the request that a position in the definition belongs to, and what is wrong."""
+    if position is None:
+        if error.errno == errno.EINVAL and "register probe" not in problem:
+            return "arguments", problem
+        return "symbol", _about_symbol(spec, error, problem, debugfs)
     before = spec.definition()[:position]
     index = before.count(" ")
     if index == 0:
@@ -428,14 +458,14 @@ def _locate(spec: Spec, error: KernelError, problem: str, position: int, debugfs
 
 def _about_symbol(spec: Spec, error: KernelError, problem: str, debugfs: Path) -> str:
     place = spec.definition().split(" ")[1]
-    # 7.x says EINVAL where older ones say ENOENT
+    # newer kernels (6.12) say EINVAL where older ones say ENOENT
     if error.errno == errno.ENOENT or problem == "Invalid probed address or symbol":
         # The symbol of an @SYM is looked up as late, and reported at the same place.
         late = any(re.search(r"@[A-Za-z_.]", what) for _, what in spec.fetchargs)
         return f"the kernel has no function {place}" + (
             ", or no symbol that an argument names" if late else ""
         )
-    if error.errno == errno.EINVAL and "register" in problem:
+    if error.errno == errno.EINVAL and "register probe" in problem:
         listed = is_blacklisted(debugfs, place.partition("+")[0].rpartition(":")[2])
         why = "on the kprobe blacklist" if listed else "not traceable, or blacklisted"
         return f"{problem}: {place} is {why}"
@@ -597,7 +627,8 @@ _serial = itertools.count()
 class Hits:
     """How often a kprobe fired, and how often it should have and could not.
 
-    For return probes older kernels count no calls missed because too many were pending.
+    Misses of a return probe are calls beyond maxactive. 5.10 also counts as missed what was
+    recorded with memory that could not be read: there, misses are an upper bound.
     """
 
     hits: int
