@@ -26,7 +26,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
 KERNEL: Final = "kernel"
 
@@ -171,7 +171,6 @@ class _Record:
         "container",
         "driver",
         "exits",
-        "generation",
         "kernel_ns",
         "last_ns",
         "occupied",
@@ -192,7 +191,6 @@ class _Record:
         self.settled = False
         self.vanished = False  # its cgroup was removed
         self.persistent = False  # on disk, so it outlives its cgroup
-        self.generation = 0
         self.exits: dict[int, int] = {}  # pid -> wait status, of the latest processes to end
 
 
@@ -234,7 +232,6 @@ class ContainerTable:
         self._by_pid: dict[int, str] = {}
         self._sources: dict[str, Callable[[str], None]] = {}
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
-        self._generation = 0
         self._documents_size = 0
 
     # Reading
@@ -324,6 +321,8 @@ class ContainerTable:
 
     def claim(self, container_id: str, source: str, facts: Facts) -> None:
         """`source` drives this container from now on; no transition, more facts follow."""
+        if container_id in self._destroyed and container_id not in self._records:
+            return
         record = self._record(container_id)
         record.driver = source
         record.asked.clear()
@@ -355,32 +354,28 @@ class ContainerTable:
         """A container was removed."""
         self._told(container_id, source, DESTROYED, time_ns, facts)
 
-    def begin_list(self) -> None:
-        """An engine is about to be asked for its list: what it tells from now on is newer than the list."""
-        self._generation += 1
-
-    def listed(self, source: str, listings: Iterable[Listing], time_ns: int) -> None:
+    def listed(
+        self, source: str, listings: Iterable[Listing], time_ns: int, *, following: Collection[str] = ()
+    ) -> None:
         """An engine's complete list. What it implies and nobody told is synthesized.
 
-        Containers from before `born_ns` become known without any event.
+        Containers from before `born_ns` become known without any event. `following`: the containers of
+        which the source has events in hand that it will tell after this; the list need not explain them.
         """
         present = set()
         for listing in listings:
             present.add(listing.id)
-            self._listed_one(source, listing, time_ns)
+            self.listed_one(source, listing, time_ns)
         for record in list(self._records.values()):
             missing = record.driver == source and record.container.id not in present
-            if missing and record.generation != self._generation:
+            if missing and record.container.id not in following:
                 self._advance(record, DESTROYED, time_ns, synthesized=True)
 
-    def _listed_one(self, source: str, listing: Listing, time_ns: int) -> None:
+    def listed_one(self, source: str, listing: Listing, time_ns: int) -> None:
         record = self._records.get(listing.id)
         if record is None and listing.id in self._destroyed:
             return
         identity = replace(listing.facts, host_pid=0)  # a pid belongs to one run
-        if record is not None and record.driver == source and record.generation == self._generation:
-            self._merge(record, identity)  # the events since are newer than the list
-            return
         if record is None:
             record = self._record(listing.id)
         shown_by_kernel = record.occupied and record.container.state is UNKNOWN
@@ -523,7 +518,6 @@ class ContainerTable:
         record = self._record(container_id)
         record.driver = source
         record.asked.clear()
-        record.generation = self._generation
         self._merge(record, replace(facts, host_pid=0))  # a pid belongs to one run, _advance decides
         self._advance(record, kind, time_ns, facts, ran)
 

@@ -149,7 +149,6 @@ def test_a_life_of_which_only_the_end_was_heard(table: Watched) -> None:
 
 
 def test_what_was_there_before_the_sensor_is_known_without_events(table: Watched) -> None:
-    table.begin_list()
     table.listed(
         "docker",
         [
@@ -173,7 +172,6 @@ def test_what_was_there_before_the_sensor_is_known_without_events(table: Watched
 
 def test_a_new_list_brings_what_was_missed(table: Watched) -> None:
     restarted, stopped, removed, new, same = (digit * 64 for digit in "12345")
-    table.begin_list()
     table.listed(
         "docker",
         [
@@ -183,7 +181,6 @@ def test_a_new_list_brings_what_was_missed(table: Watched) -> None:
         2_000,
     )
     table.source_down("docker")
-    table.begin_list()
     table.listed(
         "docker",
         [
@@ -200,31 +197,30 @@ def test_a_new_list_brings_what_was_missed(table: Watched) -> None:
     assert table.kinds(new) == [CREATED, RUNNING, EXITED]
     assert table.kinds(same) == []
     assert all(step.synthesized for step in table.told)
-    table.begin_list()
     table.listed("docker", [Listing(same, RUNNING, Facts(host_pid=43), created_ns=10)], 4_000)
-    table.begin_list()
     table.listed("docker", [Listing(same, RUNNING, Facts(host_pid=43), created_ns=10)], 5_000)
     assert table.kinds(new) == [CREATED, RUNNING, EXITED, DESTROYED]
 
 
-def test_events_that_arrive_while_the_list_is_on_its_way_are_newer_than_it(table: Watched) -> None:
-    table.begin_list()
-    table.created(A, "docker", 2_000, NAMED)
-    table.created(B, "docker", 2_000, NAMED)
-    table.running(B, "docker", 2_100)
-    table.exited(B, "docker", 2_200, Facts(exit_code=0))
-    table.destroyed(C, "docker", 2_300)
+def test_a_list_does_not_explain_what_events_in_hand_will(table: Watched) -> None:
+    for each in (A, B, C):
+        table.created(each, "docker", 2_000, NAMED)
+        table.running(each, "docker", 2_100, Facts(host_pid=5))
+    table.destroyed(C, "docker", 2_200)
     table.listed(
         "docker",
-        [
-            Listing(B, RUNNING, Facts(host_pid=5), created_ns=2_000),
-            Listing(C, RUNNING, Facts(host_pid=6), created_ns=10),
-        ],
-        2_400,
+        [Listing(C, RUNNING, Facts(host_pid=5), created_ns=2_000)],  # made before C was gone
+        2_300,
+        following=[A],
     )
-    assert table.kinds(A) == [CREATED], "not in the list, for it was made after it"
-    assert table.kinds(B) == [CREATED, RUNNING, EXITED]
-    assert table.kinds(C) == [CREATED, DESTROYED]
+    table.exited(A, "docker", 2_250, Facts(exit_code=7))
+    table.destroyed(A, "docker", 2_260)
+    assert table.kinds(A) == [CREATED, RUNNING, EXITED, DESTROYED]
+    ended = table.told[-1].container.exit
+    assert ended is not None
+    assert ended.code == 7
+    assert table.kinds(B) == [CREATED, RUNNING, EXITED, DESTROYED]
+    assert table.kinds(C) == [CREATED, RUNNING, EXITED, DESTROYED]
 
 
 def test_the_kernel_drives_what_no_engine_knows(table: Watched) -> None:
@@ -290,7 +286,6 @@ def test_containers_found_at_start_are_no_events(table: Watched) -> None:
 def test_an_engine_that_comes_later_takes_over(table: Watched) -> None:
     table.seen(A, 2_000, existing=True)
     table.seen(B, 2_000)
-    table.begin_list()
     table.listed(
         "docker",
         [
@@ -310,7 +305,6 @@ def test_an_engine_that_comes_later_takes_over(table: Watched) -> None:
 def test_an_old_container_started_while_its_engine_was_asked_is_running_now(table: Watched) -> None:
     table.source_up("docker", lambda _: None)
     table.seen(A, 2_000)
-    table.begin_list()
     table.listed("docker", [Listing(A, RUNNING, Facts(name="/old", host_pid=5), created_ns=10)], 3_000)
     assert table.kinds() == [RUNNING]
 
@@ -535,7 +529,6 @@ def test_whatever_is_told_a_life_is_a_life(steps: list[tuple[int, int, int]]) ->
                 table.learn(each, "disk", facts, persistent=bool(jitter % 2))
                 table.gone(each, at)
             case 15:
-                table.begin_list()
                 some = random.Random(jitter).sample(IDS[:3], which)
                 states = (CREATED, RUNNING, EXITED)
                 table.listed(
