@@ -13,6 +13,7 @@
 #define _GNU_SOURCE
 #endif
 #include <errno.h>
+#include <inttypes.h>
 #include <linux/perf_event.h>
 #include <poll.h>
 #include <pthread.h>
@@ -20,6 +21,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -36,16 +38,20 @@
 enum {
     MAX_RECORD = 65536,       /* perf_event_header.size is 16 bits wide */
     BODY_ROOM = 4 * MAX_RECORD,
-    HEADER_ROOM = 160,        /* all of an event but its body and its process's bytes */
+    ROOM_BEHIND = 64,         /* of an event: SLACK, and what put_varint() and put_tag() write too much */
     FETCH_ROOM = 49152,       /* what the courier reads for one record at most; the rest is 32 KiB at most */
     PATH_ROOM = 4096,         /* PATH_MAX, with its NUL */
     UNIX_PATH = 110,          /* struct sockaddr_un */
     MAX_DEPTH = 8,
+    MAX_OPS = 1024,
     KEYS = 1024,              /* keys (system call numbers) below this are looked up, others searched */
     HOLD_ROOM = 4 << 20,
     MAX_ARGUMENTS = 1 << 20,
     IN_FLIGHT = 20000,        /* ns: a record stamped this long ago is surely in its ring by now */
     NO_ENTRY = -1,
+    ID_ROOM = 64,
+    SENSOR_ROOM = 64,
+    PUBLISH_ROOM = 16,
 };
 
 #include "_bytes.h"
@@ -69,6 +75,7 @@ struct source {
     uint32_t flags, key_offset, key_size;
     rs_op *ops;
     uint32_t n_ops;
+    size_t extent; /* records of this length have all that OP_PLAIN reads */
     uint8_t *pool;
     size_t pool_length;
     rs_entry *entries;
@@ -84,6 +91,7 @@ struct source {
 
 struct output {
     bool used, ready, include_self;
+    bool plain; /* takes everything, but for the sensor's own */
     uint8_t *data;
     size_t length, room, flush_at;
     uint64_t events, first_time, last_time;
@@ -124,10 +132,11 @@ struct rs_engine {
     int32_t self_pid;
     rs_tags tags;
     uint64_t sequence;
-    char digits[20]; /* of `sequence`, right-aligned */
-    int first_digit;
-    uint8_t id_prefix[32], sensor_field[64], publish[16];
-    size_t id_prefix_length, sensor_field_length, publish_length;
+    /* pieces that are the same for many events, ready to copy */
+    uint8_t id[ID_ROOM + SLACK];             /* the id field; its last bytes are `sequence` in decimal */
+    uint8_t sensor[SENSOR_ROOM + SLACK];     /* the sensor_id field and the tag of the sequence number */
+    uint8_t publish[PUBLISH_ROOM + SLACK];   /* the publish time field and the tag of the event */
+    size_t id_length, digits, sensor_length, publish_length;
     struct map events, processes;
     uint64_t cached_id;
     struct event *cached_event;
@@ -155,12 +164,13 @@ struct rs_engine {
 rs_engine *rs_new(int32_t self_pid, const rs_tags *tags, uint64_t first_sequence, const uint8_t *id_prefix,
                   size_t id_length, const uint8_t *sensor_field, size_t sensor_length)
 {
-    if (id_length > sizeof ((rs_engine *)0)->id_prefix || sensor_length > sizeof ((rs_engine *)0)->sensor_field)
+    if (id_length > 32 || sensor_length + tags->sequence.length > SENSOR_ROOM || tags->id.length != 1 ||
+        tags->event.length != 1 || tags->events.length != 1)
         return NULL;
     rs_engine *e = calloc(1, sizeof *e);
     if (!e)
         return NULL;
-    e->body = malloc(BODY_ROOM);
+    e->body = malloc(BODY_ROOM + SLACK);
     if (!e->body) {
         free(e);
         return NULL;
@@ -169,13 +179,15 @@ rs_engine *rs_new(int32_t self_pid, const rs_tags *tags, uint64_t first_sequence
     e->self_pid = self_pid;
     e->tags = *tags;
     e->sequence = first_sequence;
-    e->first_digit = sizeof e->digits;
-    for (uint64_t v = first_sequence; v || e->first_digit == sizeof e->digits; v /= 10)
-        e->digits[--e->first_digit] = (char)('0' + v % 10);
-    put(e->id_prefix, id_prefix, id_length);
-    e->id_prefix_length = id_length;
-    put(e->sensor_field, sensor_field, sensor_length);
-    e->sensor_field_length = sensor_length;
+    char digits[24];
+    e->digits = (size_t)snprintf(digits, sizeof digits, "%" PRIu64, first_sequence);
+    uint8_t *out = e->id;
+    *out++ = tags->id.bytes[0];
+    *out++ = (uint8_t)(id_length + e->digits);
+    e->id_length = (size_t)(put(put(out, id_prefix, id_length), (uint8_t *)digits, e->digits) - e->id);
+    out = put(e->sensor, sensor_field, sensor_length);
+    e->sensor_length = (size_t)(put(out, tags->sequence.bytes, tags->sequence.length) - e->sensor);
+    rs_publish_field(e, NULL, 0);
     return e;
 }
 
@@ -225,22 +237,25 @@ uint64_t rs_sequence(const rs_engine *e)
 
 static void next_sequence(rs_engine *e)
 {
-    int i = sizeof e->digits - 1;
+    size_t first = e->id_length - e->digits, i = e->id_length - 1;
     e->sequence++;
-    while (i >= e->first_digit && e->digits[i] == '9')
-        e->digits[i--] = '0';
-    if (i < e->first_digit) {
-        e->first_digit = i;
-        e->digits[i] = '1';
-    } else {
-        e->digits[i]++;
+    while (i >= first && e->id[i] == '9')
+        e->id[i--] = '0';
+    if (i >= first) {
+        e->id[i]++;
+    } else { /* all nines: one digit more */
+        e->id[first] = '1';
+        e->id[e->id_length++] = '0';
+        e->id[1]++;
+        e->digits++;
     }
 }
 
 void rs_publish_field(rs_engine *e, const uint8_t *field, size_t length)
 {
-    e->publish_length = length <= sizeof e->publish ? length : 0;
-    put(e->publish, field, e->publish_length);
+    uint8_t *out = put(e->publish, field, length < PUBLISH_ROOM ? length : 0);
+    *out++ = e->tags.event.bytes[0];
+    e->publish_length = (size_t)(out - e->publish);
 }
 
 /* ---- processes ---------------------------------------------------------------------------------- */
@@ -252,7 +267,7 @@ int rs_process_set(rs_engine *e, int32_t pid, uint32_t flags, uint32_t container
     size_t total = head_length + lineage_length + tail_length;
     if (pid <= 0 || total > MAX_RECORD)
         return -EINVAL;
-    struct process *p = malloc(sizeof *p + total);
+    struct process *p = malloc(sizeof *p + total + SLACK);
     if (!p)
         return -ENOMEM;
     *p = (struct process){flags, container, (uint32_t)head_length, (uint32_t)lineage_length, (uint32_t)tail_length};
@@ -306,6 +321,7 @@ int rs_output_set(rs_engine *e, uint32_t output, size_t flush_at, uint64_t since
     o->left = limit ? limit : UINT64_MAX;
     o->interval = interval;
     o->include_self = include_self;
+    o->plain = !since && !until && !limit && !interval && !o->containers;
     return 0;
 }
 
@@ -320,6 +336,7 @@ int rs_output_containers(rs_engine *e, uint32_t output, const uint8_t *bits, siz
     free(e->outputs[output].containers);
     e->outputs[output].containers = copy;
     e->outputs[output].container_bytes = length;
+    e->outputs[output].plain = false;
     return 0;
 }
 
@@ -362,6 +379,8 @@ uint64_t rs_output_left(const rs_engine *e, uint32_t output)
 
 static inline bool wants(const struct output *o, uint64_t time, bool self, uint32_t container)
 {
+    if (o->plain && !self)
+        return true;
     if (!o->used || time < o->since || time >= o->until || !o->left || (self && !o->include_self))
         return false;
     if (o->containers &&
@@ -374,26 +393,28 @@ static inline bool wants(const struct output *o, uint64_t time, bool self, uint3
 static uint64_t deliver(rs_engine *e, const uint32_t *outputs, size_t n_outputs, uint64_t time, int cpu, int32_t tid,
                         const struct process *p, bool with_lineage, const uint8_t *body, size_t length)
 {
-    static const struct process nobody;
+    static const union {
+        struct process process;
+        uint8_t bytes[sizeof(struct process) + SLACK];
+    } nobody;
     if (!p)
-        p = &nobody;
+        p = &nobody.process;
     size_t lineage = with_lineage ? p->lineage : 0;
-    size_t id_length = e->id_prefix_length + (sizeof e->digits - (size_t)e->first_digit);
-    size_t event = e->tags.id.length + 1 + id_length + p->head + e->sensor_field_length + e->tags.sequence.length +
-                   varint_length(e->sequence) + e->tags.time.length + varint_length(time) + lineage + length + p->tail;
+    size_t event = e->id_length + p->head + e->sensor_length + varint_length(e->sequence) + e->tags.time.length +
+                   varint_length(time) + lineage + length + p->tail;
     if (tid > 0)
         event += e->tags.tid.length + varint_length((uint64_t)tid);
     if (cpu > 0)
         event += e->tags.cpu.length + varint_length((uint64_t)cpu);
-    size_t outer = e->publish_length + e->tags.event.length + varint_length(event) + event;
-    size_t total = e->tags.events.length + varint_length(outer) + outer;
+    size_t outer = e->publish_length + varint_length(event) + event;
+    size_t total = 1 + varint_length(outer) + outer;
     const uint8_t *made = NULL;
 
     for (size_t i = 0; i < n_outputs; i++) {
         struct output *o = &e->outputs[outputs[i]];
-        if (o->length + total + HEADER_ROOM > o->room) {
+        if (o->length + total + ROOM_BEHIND > o->room) {
             size_t room = o->room ? 2 * o->room : o->flush_at + 4096;
-            while (room < o->length + total + HEADER_ROOM)
+            while (room < o->length + total + ROOM_BEHIND)
                 room *= 2;
             uint8_t *data = realloc(o->data, room);
             if (!data)
@@ -403,23 +424,23 @@ static uint64_t deliver(rs_engine *e, const uint32_t *outputs, size_t n_outputs,
         }
         uint8_t *out = o->data + o->length;
         if (made) {
-            memcpy(out, made, total);
+            put_fast(out, made, total);
         } else {
             made = out;
-            out = put_varint(put_tag(out, &e->tags.events), outer);
-            out = put(out, e->publish, e->publish_length);
-            out = put_varint(put_tag(out, &e->tags.event), event);
-            out = put_tag(out, &e->tags.id);
-            *out++ = (uint8_t)id_length;
-            out = put(out, e->id_prefix, e->id_prefix_length);
-            out = put(out, (const uint8_t *)e->digits + e->first_digit, sizeof e->digits - (size_t)e->first_digit);
-            out = put(out, p->bytes, p->head);
-            out = put(out, e->sensor_field, e->sensor_field_length);
-            out = put_varint(put_tag(out, &e->tags.sequence), e->sequence);
+            *out++ = e->tags.events.bytes[0];
+            out = put_varint(out, outer);
+            out = put_fast(out, e->publish, e->publish_length);
+            out = put_varint(out, event);
+            out = put_fast(out, e->id, e->id_length);
+            out = put_fast(out, p->bytes, p->head);
+            out = put_fast(out, e->sensor, e->sensor_length);
+            out = put_varint(out, e->sequence);
             out = put_varint(put_tag(out, &e->tags.time), time);
-            out = put(out, p->bytes + p->head, lineage);
-            out = put(out, body, length);
-            out = put(out, p->bytes + p->head + p->lineage, p->tail);
+            if (lineage)
+                out = put(out, p->bytes + p->head, lineage);
+            out = put_fast(out, body, length);
+            if (p->tail)
+                out = put(out, p->bytes + p->head + p->lineage, p->tail);
             if (tid > 0)
                 out = put_varint(put_tag(out, &e->tags.tid), (uint64_t)tid);
             if (cpu > 0)
@@ -482,7 +503,10 @@ uint64_t rs_emit(rs_engine *e, const uint32_t *outputs, uint32_t n_outputs, uint
         if (outputs[i] < e->n_outputs && n < e->wanting_room &&
             wants(&e->outputs[outputs[i]], time, pid == e->self_pid, p ? p->container : 0))
             e->wanting[n++] = outputs[i];
-    return n ? deliver(e, e->wanting, n, time, cpu, tid, p, with_lineage, body, length) : 0;
+    if (!n || length > BODY_ROOM)
+        return 0;
+    put(e->body, body, length);
+    return deliver(e, e->wanting, n, time, cpu, tid, p, with_lineage, e->body, length);
 }
 
 /* ---- sources: what the kernel's events feed ------------------------------------------------------ */
@@ -499,13 +523,15 @@ static bool copy_array(void **to, const void *from, size_t bytes)
 int rs_source_set(rs_engine *e, uint32_t source, uint32_t flags, const rs_op *ops, uint32_t n_ops,
                   const uint8_t *pool, size_t pool_length, uint32_t key_offset, uint32_t key_size)
 {
-    if (source >= 1u << 20)
+    if (source >= 1u << 20 || n_ops > MAX_OPS || pool_length > MAX_RECORD)
         return -EINVAL;
     for (uint32_t i = 0; i < n_ops; i++) {
         bool jumps = ops[i].op == RS_OP_UNLESS || ops[i].op == RS_OP_FETCHED;
         if ((jumps && (ops[i].jump <= i || ops[i].jump > n_ops)) || ops[i].tag_length > sizeof ops[i].tag)
             return -EINVAL; /* only forward, so that every plan ends */
-        if (ops[i].size != 1 && ops[i].size != 2 && ops[i].size != 4 && ops[i].size != 8 && ops[i].size != 0)
+        bool sized = ops[i].op <= RS_OP_BOOL || ops[i].op == RS_OP_UNLESS;
+        if (ops[i].op != RS_OP_CONST && sized && ops[i].size != 1 && ops[i].size != 2 && ops[i].size != 4 &&
+            ops[i].size != 8)
             return -EINVAL;
     }
     if (!grow((void **)&e->sources, &e->n_sources, source + 1, sizeof *e->sources))
@@ -519,6 +545,7 @@ int rs_source_set(rs_engine *e, uint32_t source, uint32_t flags, const rs_op *op
     if (!copy_array((void **)&s->ops, ops, n_ops * sizeof *ops) ||
         !copy_array((void **)&s->pool, pool, pool_length))
         return -ENOMEM;
+    s->extent = plan_prepare(s->ops, n_ops);
     s->n_ops = n_ops;
     s->pool_length = pool_length;
     s->used = true;
@@ -841,8 +868,8 @@ static void dispatch(rs_engine *e, const struct source *s, const struct record *
         *(self ? &e->counters.self : &e->counters.unwanted) += 1;
         return;
     }
-    int64_t length = rs_plan_run(s->ops, s->n_ops, s->pool, s->pool_length, rec->raw, rec->raw_length, rec->side,
-                                 rec->side_length, e->body, BODY_ROOM);
+    int64_t length = plan_run(s->ops, s->n_ops, s->pool, s->pool_length, rec->raw, rec->raw_length, rec->side,
+                              rec->side_length, e->body, BODY_ROOM, rec->raw_length >= s->extent);
     if (length < 0)
         e->counters.corrupt += rec->raw_length;
     else
@@ -872,9 +899,9 @@ uint64_t rs_release(rs_engine *e, uint32_t container)
                         wants(&e->outputs[output], h.time, h.pid == e->self_pid, p ? p->container : 0))
                         e->wanting[n++] = output;
                 }
+                put(e->body, bytes + 4 * h.n_outputs, h.length);
                 if (n)
-                    deliver(e, e->wanting, n, h.time, h.cpu, h.tid, p, h.with_lineage,
-                            bytes + 4 * h.n_outputs, h.length);
+                    deliver(e, e->wanting, n, h.time, h.cpu, h.tid, p, h.with_lineage, e->body, h.length);
             } else if (h.source < e->n_sources && e->sources[h.source].used) {
                 struct record rec = {bytes, bytes + h.length, h.length, h.side_length, h.time, h.cpu, h.pid, h.tid};
                 dispatch(e, &e->sources[h.source], &rec, p);

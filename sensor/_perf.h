@@ -114,7 +114,7 @@ typedef struct {
 } rs_tag;
 
 typedef struct {
-    rs_tag events, event, id, sequence, time, tid, cpu;
+    rs_tag events, event, id, sequence, time, tid, cpu; /* events, event and id: one byte each */
 } rs_tags;
 
 typedef struct rs_engine rs_engine;

@@ -184,22 +184,56 @@ static struct text text_of(const rs_op *op, const uint8_t *base, size_t base_len
     return t;
 }
 
+/*
+ * What most plans are full of: an integer that is written as it lies there, unless it is zero. Eight bytes
+ * are read and masked (`value`), whatever its size. Only where C has looked at the plan, not in the API.
+ */
+enum { OP_PLAIN = 255 };
+
+static size_t plan_prepare(rs_op *ops, uint32_t n_ops)
+{
+    size_t extent = 0;
+    for (uint32_t i = 0; i < n_ops; i++) {
+        bool whole = ops[i].op == RS_OP_UINT || (ops[i].op == RS_OP_INT && ops[i].size == 8);
+        if (whole && !(ops[i].flags & ~RS_SIGNED) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__) {
+            ops[i].op = OP_PLAIN;
+            ops[i].value = UINT64_MAX >> (64 - 8 * ops[i].size);
+            ops[i].flags = 0;
+            extent = ops[i].offset + 8u > extent ? ops[i].offset + 8u : extent;
+        }
+    }
+    return extent;
+}
+
 /* Run a plan over a record; the length of what it wrote, or a negative errno. */
-int64_t rs_plan_run(const rs_op *ops, uint32_t n_ops, const uint8_t *pool, size_t pool_length, const uint8_t *raw,
-                    size_t raw_length, const uint8_t *side, size_t side_length, uint8_t *out, size_t room)
+static int64_t plan_run(const rs_op *ops, uint32_t n_ops, const uint8_t *pool, size_t pool_length,
+                        const uint8_t *raw, size_t raw_length, const uint8_t *side, size_t side_length, uint8_t *out,
+                        size_t room, bool whole)
 {
     uint8_t *start = out, *end = out + room, *opened[MAX_DEPTH];
     unsigned depth = 0;
+    size_t reserve = 32 * (size_t)n_ops + pool_length + SLACK; /* all but texts */
 
+    if (room < reserve)
+        return -ENOSPC;
     for (uint32_t i = 0; i < n_ops; i++) {
         const rs_op *op = &ops[i];
+        if (op->op == OP_PLAIN && whole) {
+            uint64_t v;
+            memcpy(&v, raw + op->offset, 8);
+            v &= op->value;
+            if (v) {
+                memcpy(out, op->tag, sizeof op->tag);
+                out = put_varint(out + op->tag_length, v);
+            }
+            continue;
+        }
         const uint8_t *base = op->flags & RS_SIDE ? side : raw;
         size_t base_length = op->flags & RS_SIDE ? side_length : raw_length;
         uint64_t v = 0;
 
-        if ((size_t)(end - out) < 32)
-            return -ENOSPC;
         switch (op->op) {
+        case OP_PLAIN: /* at the end of a record, where eight bytes can't be read */
         case RS_OP_UINT:
         case RS_OP_INT:
         case RS_OP_ZIGZAG:
@@ -232,8 +266,6 @@ int64_t rs_plan_run(const rs_op *ops, uint32_t n_ops, const uint8_t *pool, size_
         case RS_OP_CONST:
             if (op->text > pool_length || op->length > pool_length - op->text)
                 return -EINVAL;
-            if ((size_t)(end - out) < op->length)
-                return -ENOSPC;
             out = put(out, pool + op->text, op->length);
             continue;
         case RS_OP_RAW:
@@ -252,7 +284,7 @@ int64_t rs_plan_run(const rs_op *ops, uint32_t n_ops, const uint8_t *pool, size_
             struct text t = text_of(op, base, base_length);
             if (!t.length && !(op->flags & RS_KEEP_ZERO))
                 continue;
-            if ((size_t)(end - out) < 3 * t.length + 32)
+            if ((size_t)(end - out) < 3 * t.length + reserve)
                 return -ENOSPC;
             bool is_text = op->op == RS_OP_CHARS || op->op == RS_OP_STRING;
             out = put(out, op->tag, op->tag_length);
@@ -293,4 +325,10 @@ int64_t rs_plan_run(const rs_op *ops, uint32_t n_ops, const uint8_t *pool, size_
         }
     }
     return depth ? -EINVAL : out - start;
+}
+
+int64_t rs_plan_run(const rs_op *ops, uint32_t n_ops, const uint8_t *pool, size_t pool_length, const uint8_t *raw,
+                    size_t raw_length, const uint8_t *side, size_t side_length, uint8_t *out, size_t room)
+{
+    return plan_run(ops, n_ops, pool, pool_length, raw, raw_length, side, side_length, out, room, false);
 }

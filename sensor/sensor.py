@@ -110,16 +110,21 @@ class Sensor:
         for handle in (self._timer, self._soon):
             if handle is not None:
                 handle.cancel()
-        for output in list(self.outputs.values()):
-            for subscriber in list(output.subscribers):
-                self._leave(subscriber)
-                subscriber.end(SensorStopped())
+        await self.stop_streams()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         while self._closing:
             self._closing.pop()()
+
+    async def stop_streams(self) -> None:
+        """End every stream, as a sensor that goes away."""
+        ended = [one for output in list(self.outputs.values()) for one in list(output.subscribers)]
+        for subscriber in ended:
+            self._leave(subscriber)
+            subscriber.end(SensorStopped())
+        await asyncio.sleep(0)
 
     def _check_privileges(self) -> None:
         try:
