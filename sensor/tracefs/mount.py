@@ -244,12 +244,11 @@ def candidates(mounts: list[Mount]) -> Iterator[tuple[Path, bool]]:
 
 def open_tracefs(proc: Path | str = "/proc", *, may_mount: bool = True) -> Tracefs:
     """The best tracefs in sight, else one of our own; SetupError with a hint if impossible."""
+    mountinfo = Path(proc, "self", "mountinfo")
     try:
-        mounts = parse_mountinfo((Path(proc) / "self" / "mountinfo").read_text("utf-8", "surrogateescape"))
+        mounts = parse_mountinfo(mountinfo.read_text("utf-8", "surrogateescape"))
     except OSError as error:
-        raise SetupError(
-            f"/proc/self/mountinfo can't be read: {error.strerror}", "mount proc at /proc"
-        ) from error
+        raise SetupError(f"{mountinfo} can't be read: {error.strerror}", "mount proc there") from error
     refusal: OSError | None = None
     for path, read_only in candidates(mounts):
         try:
@@ -316,9 +315,7 @@ def _unusable(error: OSError) -> SetupError:
             "tracefs is not mounted, and mounting it is not permitted",
             "in a container: bind /sys/kernel/tracing of the host into it, or grant CAP_SYS_ADMIN",
         )
-    return SetupError(
-        f"no usable tracefs: {error.strerror}", "it needs CONFIG_FTRACE and CONFIG_EVENT_TRACING"
-    )
+    return SetupError(f"no usable tracefs: {error.strerror}", needed)
 
 
 def _lockdown() -> str:
