@@ -261,6 +261,14 @@ class ContainerTable:
             if is_hex_id(key) and key.startswith(prefix)
         ]
 
+    def kept_on_disk(self) -> list[str]:
+        """The containers that the kernel drives, that are empty and that were last seen kept on disk."""
+        return [
+            key
+            for key, record in self._records.items()
+            if record.persistent and record.driver == KERNEL and not record.occupied
+        ]
+
     def settled(self, container_id: str) -> bool:
         """Whether all that will be known of its name and image is known."""
         record = self._records.get(container_id)

@@ -85,6 +85,7 @@ class DockerLimits:
     answer: float = 5.0  # for any answer, from request to last byte
     patience: float = 15.0  # without an engine, until the kernel speaks for its containers
     ping: float = 15.0
+    start: float = 0.1  # that an inspect document may delay the news that a container runs
     drain: float = 2.0  # for events in hand when the connection is lost
     inspect_bytes: int = 1 << 20
     list_bytes: int = 16 << 20
@@ -139,16 +140,16 @@ class DockerSource:
         socket: Path,
         *,
         name: str = "docker",
-        oci_config: Callable[[str], Document | None] = lambda _: None,
+        running_facts: Callable[[str], Facts] = lambda _: Facts(),
         limits: DockerLimits = DockerLimits(),
     ) -> None:
-        """`oci_config` finds the runtime's config.json of a running container; it must not block long."""
+        """`running_facts` finds a running container's pid and config.json on disk (Runtimes.running)."""
         self.name = name
         self.socket = socket
         self.counts = DockerCounts()
         self.connected = False  # its list is told and its events are followed
         self._table = table
-        self._oci_config = oci_config
+        self._running_facts = running_facts
         self._limits = limits
         self._client: aiodocker.Docker | None = None
         self._warned = False
@@ -365,10 +366,16 @@ class DockerSource:
                 table.created(event.id, self.name, event.time_ns, told)
                 table.learn(event.id, self.name, Facts())
             case "start":
-                inspected = await self._inspect(event.id)
+                # The disk is faster, and knows the pid also of a program that has ended by now.
+                on_disk = self._running_facts(event.id)
+                inspected = None
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._limits.start if on_disk.host_pid else None):
+                        inspected = await self._inspect(event.id)
                 told = replace(inspected.facts, exit_code=None) if inspected else facts
-                if told.host_pid and told.oci_config is None:
-                    told = replace(told, oci_config=self._oci_config(event.id))
+                told = replace(
+                    told, host_pid=told.host_pid or on_disk.host_pid, oci_config=on_disk.oci_config
+                )
                 table.running(event.id, self.name, event.time_ns, told)
                 table.learn(event.id, self.name, Facts())
             case "die":
@@ -476,8 +483,7 @@ class DockerSource:
         if container_id in self._in_hand:
             return
         facts = replace(inspected.facts, exit_code=None)
-        if facts.host_pid:
-            facts = replace(facts, oci_config=self._oci_config(container_id))
+        facts = replace(facts, oci_config=self._running_facts(container_id).oci_config)
         self._table.running(container_id, self.name, max(inspected.started_ns, self._table.born_ns), facts)
 
     # What the table asks

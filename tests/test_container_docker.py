@@ -260,7 +260,10 @@ async def started(engine: Engine) -> AsyncIterator[Engine]:
 
 def source_of(engine: Engine, table: ContainerTable, limits: DockerLimits = QUICK) -> DockerSource:
     return DockerSource(
-        table, engine.socket, limits=limits, oci_config=lambda _: Document.of('{"ociVersion":"1"}')
+        table,
+        engine.socket,
+        limits=limits,
+        running_facts=lambda _: Facts(oci_config=Document.of('{"ociVersion":"1"}')),
     )
 
 
