@@ -76,6 +76,7 @@ struct source {
     rs_op *ops;
     uint32_t n_ops;
     size_t extent; /* records of this length have all that OP_PLAIN reads */
+    uint32_t view, view_length, view_count; /* see rs_source_view() */
     uint8_t *pool;
     size_t pool_length;
     rs_entry *entries;
@@ -595,6 +596,20 @@ int rs_source_route(rs_engine *e, uint32_t source, const rs_entry *entries, uint
     return 0;
 }
 
+/*
+ * Take a part of the record itself for the caller's memory: `length` bytes at `offset`, or as many as the
+ * integer at `count_offset` (0: no such) says, if that is less. For probes that fetch a block of memory.
+ */
+int rs_source_view(rs_engine *e, uint32_t source, uint32_t offset, uint32_t length, uint32_t count_offset)
+{
+    if (source >= e->n_sources || !e->sources[source].used)
+        return -EINVAL;
+    e->sources[source].view = offset;
+    e->sources[source].view_length = length;
+    e->sources[source].view_count = count_offset;
+    return 0;
+}
+
 int rs_event_set(rs_engine *e, uint64_t id, uint32_t source, uint64_t from, uint64_t until)
 {
     if (source >= e->n_sources || !e->sources[source].used)
@@ -944,6 +959,15 @@ static int sample(rs_engine *e, struct ring *r, rs_stop *stop)
         memcpy(&f, more, sizeof f);
         rec.side = more + sizeof f;
         rec.side_length = f.length <= left - sizeof f ? f.length : left - sizeof f;
+    }
+    if (s->view_length) {
+        struct text view = part(rec.raw, rec.raw_length, s->view, s->view_length);
+        if (s->view_count && s->view_count + 4u <= rec.raw_length) {
+            int32_t count = (int32_t)load(rec.raw + s->view_count, 4);
+            view.length = count < 0 ? 0 : (size_t)count < view.length ? (size_t)count : view.length;
+        }
+        rec.side = view.at;
+        rec.side_length = view.length;
     }
     if (s->flags & RS_LIFECYCLE) {
         *stop = (rs_stop){.index = (int32_t)(r - e->rings), .cpu = r->cpu, .source = event->source, .pid = rec.pid,

@@ -24,6 +24,7 @@ enum { /* flags of an operation */
     RS_SIDE = 4,      /* `offset` counts in the memory that came with the record */
     RS_ABSTRACT = 16, /* RS_OP_CHARS: a leading NUL is written as '@' (unix(7), abstract sockets) */
     RS_SIGNED = 32,   /* RS_OP_UNLESS, tests: sign-extend the integer */
+    RS_FAULTY = 64,   /* RS_OP_STRING: "(fault)" is no text but the kernel's word for none */
     RS_DATA_LOC = 128 /* tests: the text lies behind a __data_loc word */
 };
 
@@ -170,6 +171,7 @@ int rs_source_set(rs_engine *e, uint32_t source, uint32_t flags, const rs_op *op
                   const uint8_t *pool, size_t pool_length, uint32_t key_offset, uint32_t key_size);
 int rs_source_route(rs_engine *e, uint32_t source, const rs_entry *entries, uint32_t n_entries,
                     const rs_test *tests, uint32_t n_tests, const uint8_t *pool, size_t pool_length);
+int rs_source_view(rs_engine *e, uint32_t source, uint32_t offset, uint32_t length, uint32_t count_offset);
 int rs_event_set(rs_engine *e, uint64_t id, uint32_t source, uint64_t from, uint64_t until);
 void rs_event_clear(rs_engine *e, uint64_t id);
 

@@ -215,6 +215,8 @@ class Engine:
         _check(
             lib.rs_source_set(self.handle, source, flags, ops, count, pool, len(pool), key_offset, key_size), "source"
         )
+        if plan is not None and plan.view is not None:
+            _check(lib.rs_source_view(self.handle, source, *plan.view), "view")
         return source
 
     def close_source(self, source: int) -> None:
@@ -481,6 +483,7 @@ class Rings:
         self._users = dict.fromkeys(Lane, 0)
         self._retired: list[tuple[int, int]] = []  # (descriptor or -1, id): to close after the next drain
         self._offline: list[_CpuRing] = []
+        self._later: list[Callable[[], None]] = []
         self.open_events: list[KernelEvent] = []
         self.on_open: Callable[[int], None] = lambda fd: None
         self.on_close: Callable[[int], None] = lambda fd: None
@@ -523,6 +526,10 @@ class Rings:
             lib.rs_perf_enable(fd, 0)
             self._retired.append((fd, number))
 
+    def later(self, work: Callable[[], None]) -> None:
+        """Do it when the perf events retired so far are closed."""
+        self._later.append(work)
+
     def settle(self) -> None:
         """After a complete drain: close what is no longer needed."""
         if self._retired:
@@ -537,6 +544,9 @@ class Rings:
         for cpu, lane in list(self._rings):
             if self._users[lane] == 0:
                 self._close(cpu, lane)
+        later, self._later = self._later, []
+        for work in later:
+            work()
 
     def follow_cpus(self) -> bool:
         """Open on CPUs that came up, drop those that went; True if anything changed."""

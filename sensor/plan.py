@@ -24,6 +24,7 @@ from .tracefs.format import Field as RecordField
 from .tracefs.format import Format, Kind
 
 _INTEGERS = (Kind.INTEGER, Kind.BOOL, Kind.POINTER, Kind.ARRAY)
+_MAP_KEY, _MAP_VALUE = b"\x0a", b"\x12"  # fields 1 and 2 of every map entry
 SIDE_ROOM = 4096  # PATH_MAX: the most that is fetched of a caller's memory for an event
 
 
@@ -46,7 +47,8 @@ class OpCode(IntEnum):
     FETCHED = 13
 
 
-KEEP_ZERO, SWAP, SIDE, ABSTRACT, SIGNED = 1, 2, 4, 16, 32
+KEEP_ZERO, SWAP, SIDE, ABSTRACT, SIGNED, FAULTY = 1, 2, 4, 16, 32, 64
+_FAULT = b"(fault)"
 
 
 class FetchKind(IntEnum):
@@ -82,6 +84,7 @@ class Kernel:
     index: int | None = None
     swap: bool = False
     signed: bool | None = None
+    faulty: bool = False  # text that a probe may have failed to read
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,25 @@ class When:
     source: Kernel | Side
     value: int
     then: Table
+
+
+@dataclass(frozen=True)
+class View:
+    """The fields in `then`, of the block that a probe fetched into the array field `block`.
+
+    Side() counts in it; `count` is the integer field that says how much of it is there.
+    """
+
+    block: str
+    then: Table
+    count: str | None = None
+
+
+@dataclass(frozen=True)
+class Map:
+    """A map field's entries: key and the table of each value."""
+
+    entries: Sequence[tuple[str, Table]]
 
 
 @dataclass(frozen=True)
@@ -146,6 +168,7 @@ class Plan:
 
     ops: tuple[Op, ...] = field(default=())
     fetch: FetchSpec | None = None
+    view: tuple[int, int, int] | None = None  # offset, length, offset of the count or 0
 
     def run(self, raw: bytes, side: bytes = b"") -> bytes:
         """What C makes of the record and the memory that came with it."""
@@ -157,6 +180,7 @@ class _Compiler:
         self.record = record
         self.ops: list[Op] = []
         self.fetch: FetchSpec | None = None
+        self.view: tuple[int, int, int] | None = None
 
     def message(self, message: type[betterproto2.Message], table: Table) -> None:
         known = wire.fields(message)
@@ -165,8 +189,8 @@ class _Compiler:
                 at = self.emit(self.integer(OpCode.UNLESS, item.source, value=item.value))
                 self.message(message, item.then)
                 self.land(at)
-            elif isinstance(item, Fetch):
-                at = self.emit(self.fetched(item))
+            elif isinstance(item, Fetch | View):
+                at = self.emit(self.fetched(item) if isinstance(item, Fetch) else self.viewed(item))
                 self.message(message, item.then)
                 self.land(at)
             else:
@@ -181,7 +205,17 @@ class _Compiler:
         self.ops[at] = replace(self.ops[at], jump=len(self.ops))
 
     def put(self, target: wire.Field, source: Any) -> None:
-        if isinstance(source, Mapping | list | tuple):
+        if isinstance(source, Map):
+            if target.message is None:
+                raise TypeError(f"{target.name} is no map of messages")
+            for key, table in source.entries:
+                self.emit(Op(OpCode.BEGIN, target.tag))
+                self.emit(Op(OpCode.CONST, text=_MAP_KEY + wire.varint(len(key.encode())) + key.encode()))
+                self.emit(Op(OpCode.BEGIN, _MAP_VALUE))
+                self.message(target.message, table)
+                self.emit(Op(OpCode.END))
+                self.emit(Op(OpCode.END))
+        elif isinstance(source, Mapping | list | tuple):
             if target.message is None:
                 raise TypeError(f"{target.name} is no message")
             self.emit(Op(OpCode.BEGIN, target.tag))
@@ -220,8 +254,11 @@ class _Compiler:
                 OpCode.CHARS if is_text else OpCode.BLOCK, offset=source.offset, length=source.size, flags=flags
             )
         found = self.find(source)
+        faulty = FAULTY if source.faulty else 0
+        if source.index is not None:  # one of an array of strings: each has a __data_loc word
+            return Op(OpCode.STRING, offset=found.offset + 4 * source.index, flags=faulty)
         if found.kind is Kind.DATA_LOC:
-            return Op(OpCode.STRING if is_text else OpCode.BYTES, offset=found.offset)
+            return Op(OpCode.STRING if is_text else OpCode.BYTES, offset=found.offset, flags=faulty)
         return Op(OpCode.CHARS if is_text else OpCode.BLOCK, offset=found.offset, length=found.size)
 
     def integer(self, code: OpCode, source: Kernel | Side, value: int = 0) -> Op:
@@ -231,8 +268,8 @@ class _Compiler:
             found = self.find(source)
             if found.kind not in _INTEGERS or (found.kind is Kind.ARRAY) != (source.index is not None):
                 raise TypeError(f"{self.record.name}: {source} is not one integer")
-            size = found.element_size if source.index is not None else found.size
-            signed = found.element_signed if source.index is not None else found.signed
+            size = found.element_size if source.index is not None else found.natural_size
+            signed = found.element_signed if source.index is not None else found.natural_signed
             if source.signed is not None:
                 signed = source.signed
             offset, side = found.offset + (source.index or 0) * size, 0
@@ -244,6 +281,12 @@ class _Compiler:
             raise TypeError(f"{self.record.name}: only one Fetch in a plan")
         count = 0 if item.count is None else self.find(Kernel(item.count)).offset
         self.fetch = FetchSpec(item.kind, self.find(Kernel(item.pointer)).offset, count, item.length)
+        return Op(OpCode.FETCHED)
+
+    def viewed(self, item: View) -> Op:
+        block = self.find(Kernel(item.block))
+        count = 0 if item.count is None else self.find(Kernel(item.count)).offset
+        self.view = (block.offset, block.size, count)
         return Op(OpCode.FETCHED)
 
     def find(self, source: Kernel) -> RecordField:
@@ -270,7 +313,7 @@ def compile_plan(message: type[betterproto2.Message], table: Table, record: Form
             merged.append(op)
     moved.append(len(merged))
     ops = tuple(replace(op, jump=moved[op.jump]) if op.jump else op for op in merged)
-    return Plan(ops, compiler.fetch)
+    return Plan(ops, compiler.fetch, compiler.view)
 
 
 class _Interpreter:
@@ -309,6 +352,8 @@ class _Interpreter:
                         out += op.tag + data
                 case OpCode.CHARS | OpCode.STRING | OpCode.BYTES | OpCode.BLOCK:
                     text = self.text(op)
+                    if op.flags & FAULTY and text == _FAULT:
+                        continue
                     if text or op.flags & KEEP_ZERO:
                         out += op.tag + wire.varint(len(text)) + text
                 case _:

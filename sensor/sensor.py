@@ -8,7 +8,8 @@ import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,20 @@ from .config import Config
 from .errors import KernelError, SetupError, UnservableError
 from .events import Mechanism
 from .events.debug import DebugFamily
+from .events.file import FileFamily
+from .events.kernel_call import KernelCallFamily
+from .events.network import NetworkFamily
+from .events.probes import Probes
 from .events.process import WAIT, ProcessFamily
 from .events.syscall import SyscallFamily
 from .metrics import Metrics
 from .perf import Engine, HotplugSocket, Lane, Rings, clock
 from .process import ProcessTable
 from .procfs import Procfs
-from .subscription import Code, Loss, Output, Subscriber, check_request, make_status
+from .subscription import Code, Loss, Output, Request, Subscriber, check_request, make_status
 from .tracefs.filter import ALWAYS, Filter, exclude
 from .tracefs.mount import open_tracefs
+from .tracefs.probe import has_event_probes, probe_features, sweep
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +56,7 @@ class Sensor:
         self._soon: asyncio.Handle | None = None
         self._closing: list[Callable[[], None]] = []
         self._running = False
+        self._event_probes: bool | None = None
 
     # -- life --------------------------------------------------------------------------------------
 
@@ -90,11 +97,19 @@ class Sensor:
         self.processes = ProcessTable(self.engine, self.procfs, config.lineage == "all")
         self.process_family = ProcessFamily(self)
         self._closing.append(self.process_family.close)
+        self.features = probe_features(self.tracefs)
+        self.probes = Probes(self)
+        self._closing.append(self.probes.close)
+        sweep(self.tracefs, config.proc)
         syscalls, debug = SyscallFamily(self), DebugFamily(self)
-        self._all_families = [syscalls, self.process_family, debug]
+        files, network, calls = FileFamily(self), NetworkFamily(self), KernelCallFamily(self)
+        self._all_families = [syscalls, self.process_family, files, network, calls, debug]
         self.families: dict[str, Callable[[Any, str], Sequence[Any]]] = {
             "syscall_events": syscalls.wants,
             "process_events": self.process_family.wants,
+            "file_events": files.wants,
+            "kernel_events": calls.wants,
+            "network_events": network.wants,
             "chargen_events": debug.chargen,
             "ticker_events": debug.ticker,
         }
@@ -155,6 +170,15 @@ class Sensor:
         while True:
             await asyncio.sleep(_HOUSEKEEPING)
             self._cpus_changed()
+            self._count_misses()
+
+    def _count_misses(self) -> None:
+        now = clock()
+        for event, missed in self.probes.misses():
+            loss = Loss(f"the probe on {event.name} missed calls", missed, now - int(_HOUSEKEEPING * 1e9), now)
+            for number in event.outputs:
+                for subscriber in self.outputs[number].subscribers:
+                    subscriber.report(replace(loss))
 
     def _cpus_changed(self) -> None:
         self._hotplug.changed()
@@ -168,6 +192,12 @@ class Sensor:
     def exclude_self(self) -> Filter:
         """The kernel filter that leaves out what the sensor's own threads do, unless that is wanted."""
         return ALWAYS if self.config.include_self else exclude("common_pid", self._threads)
+
+    def event_probes(self) -> bool:
+        """True if this kernel has event probes."""
+        if self._event_probes is None:
+            self._event_probes = has_event_probes(self.tracefs)
+        return self._event_probes
 
     def lineage_flag(self) -> int:
         """The flag for sources whose events carry the lineage."""
@@ -233,6 +263,10 @@ class Sensor:
         else:
             self._timer = self._loop.call_later(delay, self._drain_now)
 
+    def drain_once(self) -> None:
+        """Read the rings now, whoever waits for what is in them."""
+        self._drain()
+
     def _drain(self) -> float:
         """Read the rings; how long until the next time, in seconds, 0 if there is more at once."""
         engine, handlers, stop = self.engine, self.process_family.handlers, self.engine.stop
@@ -249,7 +283,8 @@ class Sensor:
                     delay = _AGAIN
                     break
             elif why == lib.RS_FULL:
-                self.flush(self.outputs[stop.index])
+                if stop.index in self.outputs:
+                    self.flush(self.outputs[stop.index])
             elif why == lib.RS_UNKNOWN:
                 self.processes.learn(stop.pid)
             elif why == lib.RS_LOST or why == lib.RS_CORRUPT:
@@ -295,7 +330,12 @@ class Sensor:
             self._leave(subscriber)
 
     def _join(self, subscription: Subscription | None) -> Subscriber:
-        request = check_request(self, subscription)
+        try:
+            return self._join_checked(check_request(self, subscription))
+        finally:
+            self.probes.tidy()
+
+    def _join_checked(self, request: Request) -> Subscriber:
         if not request.wants:
             raise request.refused[0][1]
         subscriber = Subscriber(self, self.config.queue_size)
@@ -325,6 +365,10 @@ class Sensor:
                 )
                 for path, error in output.refused
             ),
+            *(
+                make_status(Code.FAILED_PRECONDITION, f"{family}: {note}", "BEST_EFFORT", family=family, cause=note)
+                for family, note in output.notes()
+            ),
         )
         if output.until:
             self._loop.call_later(max(0, output.until - clock()) / 1e9 + 0.03, self._expire, subscriber)
@@ -347,6 +391,7 @@ class Sensor:
             if output.request.key is not None:
                 self._shared.pop(output.request.key, None)
             output.close()
+            self.probes.tidy()
 
 
 class SensorStopped(UnservableError):

@@ -263,6 +263,11 @@ class Output:
         for subscriber in self.subscribers:
             await subscriber.room(ahead)
 
+    def notes(self) -> list[tuple[str, str]]:
+        """Family and what its subscribers should know of how it is served here, each once."""
+        notes = ((want.family, getattr(want, "note", "")) for want in self.attached)
+        return list(dict.fromkeys(one for one in notes if one[1]))
+
     @property
     def has_bulk(self) -> bool:
         """True if a full bulk ring loses events of this output."""

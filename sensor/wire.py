@@ -98,7 +98,9 @@ def fields(message: type[betterproto2.Message]) -> dict[str, Field]:
             number=meta.number,
             type=meta.proto_type,
             tag=varint(meta.number << 3 | _WIRE_TYPE[meta.proto_type]),
-            message=_message_in(hints[declared.name]) if meta.proto_type == betterproto2.TYPE_MESSAGE else None,
+            message=_message_in(hints[declared.name])
+            if meta.proto_type in (betterproto2.TYPE_MESSAGE, betterproto2.TYPE_MAP)
+            else None,
             in_oneof=meta.group is not None,
             repeated=bool(meta.repeated),
             write=_WRITERS.get(meta.proto_type, varint),
@@ -108,7 +110,7 @@ def fields(message: type[betterproto2.Message]) -> dict[str, Field]:
 
 def _message_in(hint: Any) -> type[betterproto2.Message] | None:
     for part in (hint, *typing.get_args(hint)):
-        if isinstance(part, type) and issubclass(part, betterproto2.Message):
+        if typing.get_origin(part) is None and isinstance(part, type) and issubclass(part, betterproto2.Message):
             return part
     return None
 

@@ -20,6 +20,7 @@ from ..tracefs.format import Format
 
 if TYPE_CHECKING:
     from ..expression import Expression
+    from ..program import Fields
 
 log = logging.getLogger(__name__)
 
@@ -41,19 +42,48 @@ class BulkEvent:
         key: str | None = None,
         exclude: Filter = ALWAYS,
         flags: int = 0,
+        fields: Fields | None = None,
+        fixed_filter: str | None = None,
     ) -> None:
         key_field = record[key] if key else None
         self.name = record.name
         self.record = record
-        self.fields = fields_of(record)
+        self.fields = fields_of(record) if fields is None else fields
+        self._fixed_filter = fixed_filter
         self.engine: Engine = rings.engine
-        self._exclude = exclude
+        self._exclude = self._exclude_self = exclude
+        self.constants: dict[str, int] = {}  # fields that this event has not, but whose value is known
         self._wants: list[tuple[int, BulkWant]] = []
         self._plan = compile_plan(Event, table, record)
+        fetch = self._plan.fetch
         self.source = self.engine.open_source(
-            flags, self._plan, key_field.offset if key_field else 0, key_field.size if key_field else 0
+            flags | (lib.RS_FETCHED if fetch else 0),
+            self._plan,
+            key_field.offset if key_field else 0,
+            key_field.size if key_field else 0,
         )
-        self.kernel = KernelEvent(rings, record.name, event_id, self.source, Lane.BULK)
+        self.kernel = KernelEvent(
+            rings, record.name, event_id, self.source, Lane.PROMPT if fetch else Lane.BULK, fetch=fetch
+        )
+
+    def include_self(self, on: bool) -> None:
+        """While a rung proves itself, the sensor's own records pass the kernel's filter."""
+        self._exclude = ALWAYS if on else self._exclude_self
+
+    @property
+    def is_wanted(self) -> bool:
+        """True while somebody wants its records."""
+        return bool(self._wants)
+
+    @property
+    def outputs(self) -> list[int]:
+        """The outputs that want its records."""
+        return [output for output, _ in self._wants]
+
+    def close(self) -> None:
+        """Give up the source; nobody wants it any more."""
+        self.kernel.close()
+        self.kernel.rings.later(lambda: self.engine.close_source(self.source))
 
     def add(self, output: int, want: BulkWant) -> int:
         """One more want; from which time on its records come."""
@@ -83,6 +113,8 @@ class BulkEvent:
 
     def filter(self) -> str | None:
         """The kernel's filter for all wants together; None if every record is wanted."""
+        if self._fixed_filter is not None:
+            return self._fixed_filter
         wanted = any_of(want.filter for _, want in self._wants)
         for said in (all_of([self._exclude, wanted]), self._exclude):
             with suppress(CannotSay):  # too long: C decides alone
@@ -107,6 +139,7 @@ class BulkWant:
     filter: Filter = ALWAYS
     key: int | None = None
     tests: Sequence[Test] = ()
+    note: str = ""  # what the subscriber should know of how it is served
 
     @classmethod
     def of(
@@ -117,6 +150,7 @@ class BulkWant:
         *,
         key: int | None = None,
         tested: Expression | None = None,
+        note: str = "",
     ) -> BulkWant:
         """Records that an expression accepts, as far as the kernel can say it decided there.
 
@@ -124,7 +158,7 @@ class BulkWant:
         """
         said = split(expression, event.fields).kernel
         tests = compile_program(expression if tested is None else tested, event.fields)
-        return cls(family, event, said, key, tests)
+        return cls(family, event, said, key, tests, note)
 
     def attach(self, output: int) -> int:
         """Have the event's records come to the output."""

@@ -210,7 +210,7 @@ class ProcessFamily:
             ("exec_filename_pattern", ProcessEventType.EXEC),
             ("exit_code", ProcessEventType.EXIT),
         ):
-            if getattr(request, name) is not None and request.type is not kind:
+            if getattr(request, name) is not None and request.type != kind:
                 raise RequestError(f"{path}.{name}", f"goes with PROCESS_EVENT_TYPE_{kind.name} only")
         want = ProcessWant(self, request.type)
         if request.exec_filename is not None:

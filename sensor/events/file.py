@@ -1,0 +1,248 @@
+"""Files: opens, whichever system call makes them.
+
+The ladder:
+
+1. A kprobe on do_sys_openat2 (fs/open.c, 5.6; do_sys_open before), where open, openat, openat2 and creat of
+   64- and 32-bit callers meet.
+2. The system calls' own tracepoints, where they bring the name (`__filename_val`, 7.x).
+3. Event probes on those tracepoints that follow the pointer.
+4. Those tracepoints and the caller's memory, read at once by the courier. Best effort: the caller may have
+   changed the name, or be gone. A name that could not be read is left unset.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ringside.api.v0 import FileEventFilter, FileEventType
+
+from ..errors import KernelError, RequestError, UnservableError
+from ..expression import FALSE, TRUE, And, Expression, Op, Predicate, all_of
+from ..plan import Fetch, FetchKind, Kernel, Side, Table
+from ..program import FieldInfo, fields_of
+from ..program import Kind as FieldKind
+from ..tracefs.format import Format
+from . import Mechanism
+from .bulk import BulkEvent, BulkWant
+from .ladder import Ladder, Rung, touch_nothing
+
+if TYPE_CHECKING:
+    from ..program import Fields
+    from ..sensor import Sensor
+
+FAMILY = "file opens"
+_PATH_MAX = 4096
+_MAX_PATTERN = 1024
+_CALLS = ("openat", "open", "creat", "openat2")
+_CREAT_FLAGS = os.O_CREAT | os.O_WRONLY | os.O_TRUNC
+
+KPROBE_ARGUMENTS = (("filename", "+0($arg2):ustring"), ("flags", "+0($arg3):u64"), ("mode", "+8($arg3):u64"))
+OLD_KPROBE_ARGUMENTS = (("filename", "+0($arg2):ustring"), ("flags", "$arg3:s32"), ("mode", "$arg4:u16"))
+
+
+def open_table(call: str, record: Format, name: Any) -> Table:
+    """The table of an open whose name comes from `name`, as far as the call has flags and mode."""
+    fields: list[Any] = [("type", FileEventType.OPEN)]
+    if isinstance(name, Fetch):
+        fields.append(name)
+    else:
+        fields.append(("filename", name))
+    if call == "creat":
+        fields.append(("open_flags", _CREAT_FLAGS))
+    elif "flags" in record:
+        fields.append(("open_flags", Kernel("flags")))
+    if "mode" in record:
+        fields.append(("open_mode", Kernel("mode")))
+    return {"file": fields}
+
+
+class FileFamily:
+    """Wants for FileEventFilter."""
+
+    def __init__(self, sensor: Sensor) -> None:
+        self._sensor = sensor
+        self._tracepoints: dict[tuple[str, str], BulkEvent] = {}
+        self.ladder = Ladder(
+            sensor,
+            FAMILY,
+            (
+                Rung("kprobe", "kprobe on do_sys_openat2", self._by_kprobe),
+                Rung("tracepoint", "names in the system calls' tracepoints", self._by_tracepoint),
+                Rung("eprobe", "event probes on the system calls' tracepoints", self._by_event_probe),
+                Rung(
+                    "memory",
+                    "the caller's memory, read at once",
+                    self._by_memory,
+                    "a name may be missing if the caller is quicker, and 32-bit callers are not seen",
+                ),
+            ),
+            touch_nothing,
+        )
+
+    def mechanisms(self) -> list[Mechanism]:
+        """How this kernel serves file events."""
+        try:
+            rung = self.ladder.reached()
+        except UnservableError as error:
+            return [Mechanism(FAMILY, False, "none", error.cause)]
+        return [Mechanism(FAMILY, True, rung.mechanism, rung.best_effort)]
+
+    def wants(self, request: FileEventFilter, path: str) -> list[BulkWant]:
+        """What a filter asks for. RequestError if it makes no sense, UnservableError if no rung works."""
+        if request.type != FileEventType.OPEN:
+            raise RequestError(f"{path}.type", "must be FILE_EVENT_TYPE_OPEN")
+        expression = self._expression(request, path)
+        rung = self.ladder.reached()
+        return [
+            BulkWant.of(FAMILY, event, _settled(expression, event), note=rung.best_effort)
+            for event in rung.events().values()
+        ]
+
+    def _expression(self, request: FileEventFilter, path: str) -> Expression:
+        terms: list[Expression] = []
+        if request.filename is not None:
+            if not request.filename or len(request.filename.encode("utf-8", "replace")) >= _PATH_MAX:
+                raise RequestError(f"{path}.filename", f"must be 1 to {_PATH_MAX - 1} bytes")
+            terms.append(Predicate(Op.EQ, "filename", request.filename))
+        if request.filename_pattern is not None:
+            size = len(request.filename_pattern.encode("utf-8", "replace"))
+            if not 1 <= size <= _MAX_PATTERN:
+                raise RequestError(f"{path}.filename_pattern", f"{size} bytes; must be 1 to {_MAX_PATTERN}")
+            terms.append(Predicate(Op.MATCH, "filename", request.filename_pattern))
+        for name, field, mask in (
+            ("open_flags_mask", "flags", request.open_flags_mask),
+            ("create_mode_mask", "mode", request.create_mode_mask),
+        ):
+            if mask is not None:
+                if mask == 0:
+                    raise RequestError(f"{path}.{name}", "is 0, which no open could match")
+                terms.append(Predicate(Op.BITS, field, mask & 0xFFFFFFFF))
+        return all_of(terms)
+
+    # -- the rungs ---------------------------------------------------------------------------------
+
+    def _by_kprobe(self) -> dict[str, BulkEvent]:
+        if not self._sensor.features.kprobes or not self._sensor.tracefs.writable:
+            raise UnservableError(FAMILY, "no kprobes")
+        probes = self._sensor.probes
+        for symbol, arguments in (("do_sys_openat2", KPROBE_ARGUMENTS), ("do_sys_open", OLD_KPROBE_ARGUMENTS)):
+            try:
+                event = probes.get(
+                    probes.kprobe("open", symbol, arguments),
+                    lambda record: open_table("", record, Kernel("filename", faulty=True)),
+                    fields=_faulty_fields,
+                    exclude=self._sensor.exclude_self(),
+                )
+                return {"open": event}
+            except RequestError as error:
+                problem = error
+        raise UnservableError(FAMILY, str(problem))
+
+    def _by_tracepoint(self) -> dict[str, BulkEvent]:
+        events = {}
+        for call in _CALLS:
+            record = self._record(call)
+            if record is not None:
+                if "__filename_val" not in record and "__pathname_val" not in record:
+                    raise UnservableError(FAMILY, "they don't bring it")
+                make = partial(open_table, call, record, Kernel(f"__{_pointer(record)}_val", faulty=True))
+                events[call] = self._tracepoint("named", call, record, make(), _named_fields(record))
+        return self._some(events)
+
+    def _by_event_probe(self) -> dict[str, BulkEvent]:
+        if not self._sensor.event_probes():
+            raise UnservableError(FAMILY, "no event probes")
+        probes = self._sensor.probes
+        events = {}
+        for call in _CALLS:
+            record = self._record(call)
+            if record is None:
+                continue
+            arguments = [("filename", f"+0(${_pointer(record)}):ustring")]
+            if "flags" in record:
+                arguments.append(("flags", "$flags:s32"))
+            if "how" in record:
+                arguments += [("flags", "+u0($how):u64"), ("mode", "+u8($how):u64")]
+            if "mode" in record:
+                arguments.append(("mode", "$mode:u16"))
+            event = probes.get(
+                probes.event_probe(call, "syscalls", f"sys_enter_{call}", tuple(arguments)),
+                lambda made, call=call: open_table(call, made, Kernel("filename", faulty=True)),
+                fields=_faulty_fields,
+                exclude=self._sensor.exclude_self(),
+            )
+            event.constants = {"flags": _CREAT_FLAGS} if call == "creat" else {}
+            events[call] = event
+        return self._some(events)
+
+    def _by_memory(self) -> dict[str, BulkEvent]:
+        events = {}
+        for call in _CALLS:
+            record = self._record(call)
+            if record is not None:
+                name = Fetch(_pointer(record), [("filename", Side(0, _PATH_MAX))], kind=FetchKind.TEXT)
+                fields = {
+                    **fields_of(record),
+                    "filename": FieldInfo(FieldKind.CHARS, 0, _PATH_MAX, side=True, may_fault=True),
+                }
+                events[call] = self._tracepoint(
+                    "memory", call, record, open_table(call, record, name), fields
+                )
+        return self._some(events)
+
+    def _some(self, events: dict[str, BulkEvent]) -> dict[str, BulkEvent]:
+        if not events:
+            raise UnservableError(FAMILY, "no tracepoints of system calls", "a kernel with CONFIG_FTRACE_SYSCALLS")
+        return events
+
+    def _record(self, call: str) -> Format | None:
+        try:
+            return self._sensor.tracefs.read_format("syscalls", f"sys_enter_{call}")
+        except KernelError:
+            return None
+
+    def _tracepoint(self, rung: str, call: str, record: Format, table: Table, fields: Fields) -> BulkEvent:
+        if (rung, call) not in self._tracepoints:
+            event = BulkEvent(
+                self._sensor.rings,
+                record,
+                record.id,
+                table,
+                exclude=self._sensor.exclude_self(),
+                flags=self._sensor.lineage_flag(),
+                fields=fields,
+            )
+            event.constants = {"flags": _CREAT_FLAGS} if call == "creat" else {}
+            self._tracepoints[rung, call] = event
+        return self._tracepoints[rung, call]
+
+
+def _pointer(record: Format) -> str:
+    """The field that points at the name: creat calls it pathname."""
+    return "filename" if "filename" in record else "pathname"
+
+
+def _settled(expression: Expression, event: BulkEvent) -> Expression:
+    """The same with what is known beforehand: creat has no flags to compare, openat2's are not read."""
+    match expression:
+        case And(terms):
+            return all_of(_settled(term, event) for term in terms)
+        case Predicate(Op.BITS, name, mask) if name not in event.fields:
+            return TRUE if event.constants.get(name, 0) & int(mask) else FALSE
+    return expression
+
+
+def _faulty_fields(record: Format) -> Fields:
+    fields = fields_of(record)
+    name = record["filename"]
+    fields["filename"] = FieldInfo(FieldKind.DATA_LOC, name.offset, name.size, kernel=name, may_fault=True)
+    return fields
+
+
+def _named_fields(record: Format) -> Fields:
+    fields = fields_of(record)
+    name = record[f"__{_pointer(record)}_val"]
+    fields["filename"] = FieldInfo(FieldKind.DATA_LOC, name.offset, name.size, kernel=name, may_fault=True)
+    return fields

@@ -1,0 +1,365 @@
+"""Network: attempts of connect, bind, listen, accept, sendto, recvfrom, and their results.
+
+Attempts come from kprobes on the functions behind the system calls (net/socket.c), which every caller
+passes, else from event probes or the caller's memory, as for file names. Each brings the socket address as
+a block of bytes, so that one table decodes it whatever the rung. Results come from the system calls' exit
+tracepoints, which miss nothing however many callers are blocked; return probes would.
+"""
+
+from __future__ import annotations
+
+import socket
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ringside.api.v0 import NetworkAddressFamily, NetworkEventFilter, NetworkEventType
+
+from ..errors import KernelError, RequestError, UnservableError
+from ..expression import TRUE, Op, Predicate, from_message
+from ..plan import Fetch, FetchKind, Kernel, Side, Table, View, When
+from ..program import FieldInfo
+from ..program import Kind as FieldKind
+from ..tracefs.format import Format
+from . import Mechanism
+from .bulk import BulkEvent, BulkWant
+from .ladder import Ladder, Rung
+
+if TYPE_CHECKING:
+    from ..program import Fields
+    from ..sensor import Sensor
+
+FAMILY = "network attempts"
+RESULTS = "network results"
+_SOCKADDR = 112  # bytes that are fetched: struct sockaddr_un has 110
+_INET, _INET6, _UNIX = int(socket.AF_INET), int(socket.AF_INET6), int(socket.AF_UNIX)
+_Type = NetworkEventType
+
+
+@dataclass(frozen=True)
+class Call:
+    """A system call: the function behind it, and where its arguments are.
+
+    Numbers are those of the function's arguments. `address` and `length` are the tracepoint's field names,
+    `message` that of a struct msghdr.
+    """
+
+    name: str
+    symbol: str
+    address: int = 0
+    length: int = 0
+    address_field: str = ""
+    length_field: str = ""
+    message: int = 0
+    backlog: int = 0
+
+
+@dataclass(frozen=True)
+class Action:
+    """What the API calls an attempt and a result, and the calls that do it."""
+
+    attempt: NetworkEventType
+    result: NetworkEventType
+    calls: tuple[Call, ...]
+    has_address: bool = False
+
+
+ACTIONS = (
+    Action(
+        _Type.CONNECT_ATTEMPT,
+        _Type.CONNECT_RESULT,
+        (Call("connect", "__sys_connect", 2, 3, "uservaddr", "addrlen"),),
+        True,
+    ),
+    Action(_Type.BIND_ATTEMPT, _Type.BIND_RESULT, (Call("bind", "__sys_bind", 2, 3, "umyaddr", "addrlen"),), True),
+    Action(_Type.LISTEN_ATTEMPT, _Type.LISTEN_RESULT, (Call("listen", "__sys_listen", backlog=2),)),
+    Action(
+        _Type.ACCEPT_ATTEMPT, _Type.ACCEPT_RESULT, (Call("accept", "__sys_accept4"), Call("accept4", "__sys_accept4"))
+    ),
+    Action(
+        _Type.SENDTO_ATTEMPT,
+        _Type.SENDTO_RESULT,
+        (
+            Call("sendto", "__sys_sendto", 5, 6, "addr", "addr_len"),
+            Call("sendmsg", "__sys_sendmsg", address_field="msg", message=2),
+        ),
+        True,
+    ),
+    Action(
+        _Type.RECVFROM_ATTEMPT,
+        _Type.RECVFROM_RESULT,
+        (Call("recvfrom", "__sys_recvfrom"), Call("recvmsg", "__sys_recvmsg")),
+    ),
+)
+
+ADDRESS: Table = [
+    When(
+        Side(0, 2),
+        _INET,
+        [
+            ("family", NetworkAddressFamily.INET),
+            ("ipv4_address", {"address": {"address": Side(4, 4)}, "port": Side(2, 2, swap=True)}),
+        ],
+    ),
+    When(
+        Side(0, 2),
+        _INET6,
+        [
+            ("family", NetworkAddressFamily.INET6),
+            (
+                "ipv6_address",
+                {"address": {"high": Side(8, 8), "low": Side(16, 8)}, "port": Side(2, 2, swap=True)},
+            ),
+        ],
+    ),
+    When(
+        Side(0, 2),
+        _UNIX,
+        [("family", NetworkAddressFamily.LOCAL), ("local_address", Side(2, 108, abstract=True))],
+    ),
+]
+
+
+def _guard(family: int) -> Any:
+    return Predicate(Op.EQ, "sa_family", family)
+
+
+def address_fields() -> dict[str, FieldInfo]:
+    """What a filter may compare of an address, where it lies in the block."""
+    inet, inet6, local = _guard(_INET), _guard(_INET6), _guard(_UNIX)
+    whole = FieldKind.INT
+    return {
+        "sa_family": FieldInfo(whole, 0, 2, side=True),
+        "sin_port": FieldInfo(whole, 2, 2, swapped=True, side=True, guard=inet),
+        "sin_addr": FieldInfo(whole, 4, 4, side=True, guard=inet),
+        "sin6_port": FieldInfo(whole, 2, 2, swapped=True, side=True, guard=inet6),
+        "sin6_addr_high": FieldInfo(whole, 8, 8, side=True, guard=inet6),
+        "sin6_addr_low": FieldInfo(whole, 16, 8, side=True, guard=inet6),
+        "sun_path": FieldInfo(FieldKind.CHARS, 2, 108, side=True, guard=local, abstract=True),
+    }
+
+
+# What the kernel can decide itself: fetched beside the block, under these names.
+_SCALARS = (("family", 0, "u16"), ("port", 2, "u16"), ("addr", 4, "u32"))
+
+
+class NetworkFamily:
+    """Wants for NetworkEventFilter."""
+
+    def __init__(self, sensor: Sensor) -> None:
+        self._sensor = sensor
+        self._tracepoints: dict[tuple[str, str], BulkEvent] = {}
+        self._by_type = {
+            kind: (action, kind == action.result)
+            for action in ACTIONS
+            for kind in (action.attempt, action.result)
+        }
+        self.ladder = Ladder(
+            sensor,
+            FAMILY,
+            (
+                Rung("kprobe", "kprobes on __sys_connect and the like", partial(self._attempts, "kprobe")),
+                Rung("eprobe", "event probes on the system calls' tracepoints", partial(self._attempts, "eprobe")),
+                Rung(
+                    "memory",
+                    "the caller's memory, read at once",
+                    partial(self._attempts, "memory"),
+                    "an address may be missing if the caller is quicker, and 32-bit callers are not seen",
+                ),
+            ),
+            _connect_nowhere,
+        )
+
+    def mechanisms(self) -> list[Mechanism]:
+        """How this kernel serves network events."""
+        rows = []
+        try:
+            rung = self.ladder.reached()
+            rows.append(Mechanism(FAMILY, True, rung.mechanism, rung.best_effort))
+        except UnservableError as error:
+            rows.append(Mechanism(FAMILY, False, "none", error.cause))
+        served = self._sensor.tracefs.has_event("syscalls", "sys_exit_connect")
+        rows.append(
+            Mechanism(
+                RESULTS,
+                served,
+                "system calls' exit tracepoints" if served else "none",
+                hint="" if served else "a kernel with CONFIG_FTRACE_SYSCALLS",
+            )
+        )
+        return rows
+
+    def wants(self, request: NetworkEventFilter, path: str) -> list[BulkWant]:
+        """What a filter asks for. RequestError if it makes no sense, UnservableError if no rung works."""
+        if request.type not in self._by_type:
+            raise RequestError(f"{path}.type", "must be one of NETWORK_EVENT_TYPE_CONNECT_ATTEMPT and so on")
+        action, is_result = self._by_type[request.type]
+        names: dict[str, type[int | str]] = {"ret": int} if is_result else {"fd": int}
+        if not is_result and action.has_address:
+            names.update({name: info.holds for name, info in address_fields().items()})
+        if action.attempt is _Type.LISTEN_ATTEMPT and not is_result:
+            names["backlog"] = int
+        expression = TRUE if request.filter is None else from_message(request.filter, f"{path}.filter", names)
+        if is_result:
+            return [BulkWant.of(RESULTS, event, expression) for event in self._results(action).values()]
+        rung = self.ladder.reached()
+        note = rung.best_effort if action.has_address else ""
+        events = self._attempts(rung.name, action)
+        return [BulkWant.of(FAMILY, event, expression, note=note) for event in events.values()]
+
+    # -- results -----------------------------------------------------------------------------------
+
+    def _results(self, action: Action) -> dict[str, BulkEvent]:
+        events = {}
+        for call in action.calls:
+            record = self._record(f"sys_exit_{call.name}")
+            if record is not None:
+                table = {"network": {"type": action.result, "result": Kernel("ret", signed=True)}}
+                events[call.name] = self._tracepoint("exit", call.name, record, table, None)
+        if not events:
+            raise UnservableError(RESULTS, "no tracepoints of system calls", "a kernel with CONFIG_FTRACE_SYSCALLS")
+        return events
+
+    # -- attempts ----------------------------------------------------------------------------------
+
+    def _attempts(self, rung: str, action: Action = ACTIONS[0]) -> dict[str, BulkEvent]:
+        events = {}
+        seen = set()
+        for call in action.calls:
+            if rung == "kprobe":
+                if call.symbol not in seen:  # accept and accept4 meet in one function
+                    seen.add(call.symbol)
+                    events[call.name] = self._by_kprobe(action, call)
+            else:
+                record = self._record(f"sys_enter_{call.name}")
+                if record is not None:
+                    make = self._by_event_probe if rung == "eprobe" else self._by_memory
+                    events[call.name] = make(action, call, record)
+        if not events:
+            raise UnservableError(FAMILY, "no tracepoints of system calls", "a kernel with CONFIG_FTRACE_SYSCALLS")
+        return events
+
+    def _by_kprobe(self, action: Action, call: Call) -> BulkEvent:
+        if not self._sensor.features.kprobes or not self._sensor.tracefs.writable:
+            raise UnservableError(FAMILY, "no kprobes")
+        arguments = [("fd", "$arg1:s32")]
+        if call.backlog:
+            arguments.append(("backlog", f"$arg{call.backlog}:s32"))
+        if call.message:
+            pointer = f"+u0($arg{call.message})"
+            arguments += _address_arguments(pointer, f"+u8($arg{call.message}):s32")
+        elif call.address:
+            arguments += _address_arguments(f"$arg{call.address}", f"$arg{call.length}:s32")
+        probes = self._sensor.probes
+        try:
+            return probes.get(
+                probes.kprobe(call.name, call.symbol, tuple(arguments)),
+                lambda record: _attempt_table(action, record),
+                fields=_probe_fields,
+                exclude=self._sensor.exclude_self(),
+            )
+        except RequestError as error:
+            raise UnservableError(FAMILY, str(error)) from error
+
+    def _by_event_probe(self, action: Action, call: Call, record: Format) -> BulkEvent:
+        if not self._sensor.event_probes():
+            raise UnservableError(FAMILY, "no event probes")
+        arguments = [("fd", "$fd:s32")]
+        if call.backlog:
+            arguments.append(("backlog", "$backlog:s32"))
+        if call.message:
+            arguments += _address_arguments(f"+u0(${call.address_field})", f"+u8(${call.address_field}):s32")
+        elif call.address_field:
+            arguments += _address_arguments(f"${call.address_field}", f"${call.length_field}:s32")
+        probes = self._sensor.probes
+        try:
+            return probes.get(
+                probes.event_probe(call.name, "syscalls", f"sys_enter_{call.name}", tuple(arguments)),
+                lambda made: _attempt_table(action, made),
+                fields=_probe_fields,
+                exclude=self._sensor.exclude_self(),
+            )
+        except RequestError as error:
+            raise UnservableError(FAMILY, str(error)) from error
+
+    def _by_memory(self, action: Action, call: Call, record: Format) -> BulkEvent:
+        fields: dict[str, FieldInfo] = {}
+        for name in ("fd", "backlog"):
+            if name in record and (info := FieldInfo.of(record[name])) is not None:
+                fields[name] = info
+        body: list[Any] = [("type", action.attempt), ("sockfd", Kernel("fd"))]
+        if action.has_address:
+            fields.update(address_fields())
+            body.append(
+                Fetch(
+                    call.address_field,
+                    [("address", ADDRESS)],
+                    kind=FetchKind.NAME if call.message else FetchKind.BLOCK,
+                    length=_SOCKADDR - 2,
+                    count=call.length_field or None,
+                )
+            )
+        if call.backlog:
+            body.append(("backlog", Kernel("backlog")))
+        return self._tracepoint("memory", call.name, record, {"network": body}, fields)
+
+    def _record(self, name: str) -> Format | None:
+        with suppress(KernelError):
+            return self._sensor.tracefs.read_format("syscalls", name)
+        return None
+
+    def _tracepoint(
+        self, rung: str, call: str, record: Format, table: Table, fields: Fields | None
+    ) -> BulkEvent:
+        if (rung, call) not in self._tracepoints:
+            self._tracepoints[rung, call] = BulkEvent(
+                self._sensor.rings,
+                record,
+                record.id,
+                table,
+                exclude=self._sensor.exclude_self(),
+                flags=self._sensor.lineage_flag(),
+                fields=fields,
+            )
+        return self._tracepoints[rung, call]
+
+
+def _address_arguments(pointer: str, length: str) -> list[tuple[str, str]]:
+    scalars = [(name, f"+u{offset}({pointer}):{kind}") for name, offset, kind in _SCALARS]
+    return [*scalars, ("length", length), ("block", f"+u0({pointer}):x64[{_SOCKADDR // 8}]")]
+
+
+def _attempt_table(action: Action, record: Format) -> Table:
+    body: list[Any] = [("type", action.attempt), ("sockfd", Kernel("fd"))]
+    if "block" in record:
+        body.append(View("block", [("address", ADDRESS)], count="length"))
+    if "backlog" in record:
+        body.append(("backlog", Kernel("backlog")))
+    return {"network": body}
+
+
+def _probe_fields(record: Format) -> Fields:
+    fields: dict[str, FieldInfo] = {}
+    for name in ("fd", "backlog"):
+        if name in record and (info := FieldInfo.of(record[name])) is not None:
+            fields[name] = info
+    if "block" in record:
+        fields.update(address_fields())
+        for name, scalar, swapped, guard in (
+            ("sa_family", "family", False, TRUE),
+            ("sin_port", "port", True, _guard(_INET)),
+            ("sin_addr", "addr", False, _guard(_INET)),
+            ("sin6_port", "port", True, _guard(_INET6)),
+        ):
+            field = record[scalar]
+            fields[name] = FieldInfo(
+                FieldKind.INT, field.offset, field.size, swapped=swapped, kernel=field, guard=guard
+            )
+    return fields
+
+
+def _connect_nowhere() -> None:
+    """Cause a connect that fails: to a local socket that is not there."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as nobody, suppress(OSError):
+        nobody.connect("\0ringside-proof")
