@@ -31,6 +31,8 @@ SMOKE = "tests/vm/smoke.py"
 LIVE = "tests/live"
 # emulated Python is some fifteen times slower
 TIMEOUT = float(os.environ.get("RINGSIDE_VM_TIMEOUT", "900"))
+# how `ringside check` calls the lowest rung of its ladders
+LAST_RESORT = "the caller's memory"
 JOBS = int(os.environ.get("RINGSIDE_VM_JOBS", "2"))
 
 
@@ -58,7 +60,7 @@ class Run:
     outcome: machine.Outcome | None
     problem: str = ""
     results: tuple[Result, ...] = ()
-    rungs: dict[str, str] = field(default_factory=dict)
+    mechanisms: dict[str, str] = field(default_factory=dict)
 
     @property
     def failures(self) -> list[str]:
@@ -140,7 +142,16 @@ fi
         problem = ""  # said better by the tests themselves
     elif not found and not problem:
         problem = "no test ran"
-    return Run(kernel, outcome, problem, found, read_rungs(results / "check.json"))
+    mechanisms: dict[str, str] = {}
+    if check.exists() and not problem:
+        try:
+            mechanisms = read_check((results / "check.json").read_text())
+        except (ValueError, KeyError, TypeError) as error:
+            said = (results / "check.err").read_text(errors="replace")[-2000:]
+            problem = f"ringside check --json: {error!r}\n{said}"
+        else:
+            problem = "\n".join(below_its_means(mechanisms, kernel.config()))
+    return Run(kernel, outcome, problem, found, mechanisms)
 
 
 def _end(outcome: machine.Outcome, timeout: float) -> str:
@@ -156,7 +167,8 @@ def read_junit(path: Path) -> list[Result]:
         return []
     found = []
     for case in ET.parse(path).iter("testcase"):
-        module = case.get("classname", "").split(".")
+        # a module that can't be collected has its name as the test's
+        module = (case.get("classname") or case.get("name", "")).split(".")
         feature = next((p.removeprefix("test_") for p in module if p.startswith("test_")), module[-1])
         name = f"{feature}::{case.get('name', '')}"
         missing = case.find("properties/property[@name='not_there']")
@@ -171,14 +183,24 @@ def read_junit(path: Path) -> list[Result]:
     return found
 
 
-def read_rungs(path: Path) -> dict[str, str]:
-    """What `ringside check --json` says: each need and the rung that serves it; empty without an answer."""
-    try:
-        said = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    ladders = said.get("ladders", []) if isinstance(said, dict) else []
-    return {str(ladder["need"]): str(ladder.get("rung") or "none") for ladder in ladders}
+def read_check(text: str) -> dict[str, str]:
+    """What `ringside check --json` says: each family of events and what serves it here; empty if nothing."""
+    rows = json.loads(text)["mechanisms"]
+    return {row["family"]: row["mechanism"] if row["served"] else "" for row in rows}
+
+
+def below_its_means(mechanisms: dict[str, str], config: dict[str, str]) -> list[str]:
+    """Families that a kernel of this configuration serves worse than it could."""
+    found = [
+        f"ringside check: {family} not served" for family, mechanism in mechanisms.items() if not mechanism
+    ]
+    if config.get("CONFIG_KPROBE_EVENTS") == "y":
+        found += [
+            f"ringside check: {family} served by {mechanism}, though this kernel has kprobes"
+            for family, mechanism in mechanisms.items()
+            if LAST_RESORT in mechanism
+        ]
+    return found
 
 
 # --- tables
@@ -198,7 +220,7 @@ def cell(results: Sequence[Result]) -> str:
 
 
 def tables(runs: Sequence[Run], *, each_test: bool = False) -> str:
-    """Markdown: features by kernels, then the rungs that `ringside check` names by kernels."""
+    """Markdown: features by kernels, then what `ringside check` says that serves each family of events."""
     head = [run.kernel.name for run in runs]
 
     def row_of(result: Result) -> str:
@@ -213,10 +235,14 @@ def tables(runs: Sequence[Run], *, each_test: bool = False) -> str:
     rows += [["kernel's messages", *verdicts(lambda run: run.outcome and run.outcome.complaints)]]
     rows += [["end", *verdicts(lambda run: run.problem)]]
     text = _markdown(["", *head], rows)
-    needs = dict.fromkeys(need for run in runs for need in run.rungs)
-    if needs:
+    served: dict[tuple[str, str], list[str]] = {}
+    for family in dict.fromkeys(family for run in runs for family in run.mechanisms):
+        for run in (run for run in runs if run.mechanisms):
+            mechanism = run.mechanisms.get(family, "") or "nothing"
+            served.setdefault((family, mechanism), []).append(run.kernel.name)
+    if served:
         text += "\n" + _markdown(
-            ["need", *head], [[n, *(run.rungs.get(n, "") for run in runs)] for n in needs]
+            ["events", "served by", "on"], [[*k, ", ".join(v)] for k, v in served.items()]
         )
     return text
 
