@@ -41,7 +41,8 @@ enum { RS_EQ, RS_NE, RS_LT, RS_LE, RS_GT, RS_GE, RS_GLOB, RS_BITS };
 enum { RS_TEST_INT, RS_TEST_TEXT };
 
 typedef struct {
-    uint8_t kind, cmp, size, flags;
+    uint8_t kind, cmp, flags;
+    uint16_t size;
     uint32_t offset, length, text;
     uint64_t value;
     int32_t yes, no;
