@@ -71,6 +71,15 @@ static inline uint8_t *put_varint(uint8_t *out, uint64_t v)
     return out;
 }
 
+/* The same where what comes behind is there already: not a byte too much. */
+static inline uint8_t *put_length(uint8_t *out, uint64_t v)
+{
+    for (; v >= 0x80; v >>= 7)
+        *out++ = (uint8_t)(v | 0x80);
+    *out++ = (uint8_t)v;
+    return out;
+}
+
 static inline uint8_t *put(uint8_t *out, const uint8_t *from, size_t length)
 {
     if (length)

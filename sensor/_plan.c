@@ -299,7 +299,7 @@ static int64_t plan_run(const rs_op *ops, uint32_t n_ops, const uint8_t *pool, s
                 *text = '@';
             if (varint_length(n) != varint_length(t.length))
                 memmove(out + varint_length(n), text, n);
-            out = put_varint(out, n) + n;
+            out = put_length(out, n) + n;
             continue;
         }
         case RS_OP_BEGIN:
@@ -318,7 +318,7 @@ static int64_t plan_run(const rs_op *ops, uint32_t n_ops, const uint8_t *pool, s
                 memmove(at + 1 + more, at + 1, n);
                 out += more;
             }
-            put_varint(at, n);
+            put_length(at, n);
             continue;
         }
         case RS_OP_FETCHED:
