@@ -126,6 +126,9 @@ static size_t fetch(const rs_fetch *how, const uint8_t *p, uint32_t size, struct
             left -= 16;
             if (left >= 8 && (reserved = load(more, 8)) && reserved + 16 <= left)
                 copied = load(more + 8 + reserved, 8);
+            size_t end = 8 + (reserved ? (size_t)reserved + 8 : 0); /* PERF_SAMPLE_CGROUP comes behind */
+            if (reserved + 24 <= left)
+                f->cgroup = load(more + end, 8);
         }
         n = rs_fetch_arguments(pid, f->abi, sp, more + 8, copied < reserved ? copied : reserved, out, FETCH_ROOM,
                                &f->argc, &f->address, &f->complete);

@@ -37,7 +37,7 @@
 
 enum {
     MAX_RECORD = 65536,       /* perf_event_header.size is 16 bits wide */
-    BODY_ROOM = 4 * MAX_RECORD,
+    BODY_ROOM = 3 << 20,      /* a FULL container event holds two documents of up to 1 MiB */
     ROOM_BEHIND = 64,         /* of an event: SLACK, and what put_varint() and put_tag() write too much */
     FETCH_ROOM = 49152,       /* what the courier reads for one record at most; the rest is 32 KiB at most */
     PATH_ROOM = 4096,         /* PATH_MAX, with its NUL */
@@ -119,11 +119,11 @@ struct held { /* a record that waits for its container: this, then `length` byte
     uint32_t total, length, side_length, container, source; /* source UINT32_MAX: outputs, then the body */
     uint64_t time;
     int32_t cpu, pid, tid;
-    uint32_t n_outputs, with_lineage;
+    uint32_t n_outputs;
 };
 
 struct fetched { /* comes behind a sample, then `length` bytes, padded to 8 */
-    uint64_t abi, argc, address, complete, length;
+    uint64_t abi, argc, address, complete, cgroup, length;
 };
 
 struct courier;
@@ -488,26 +488,29 @@ static bool hold(rs_engine *e, struct held h, const uint32_t *outputs, const uin
     return true;
 }
 
-/* Hand an event with a ready body (the field of Event's oneof, tag and all) to those outputs that want it.
-   Returns its sequence number, or 0 if none did, or if it waits for its container. */
+/* Hand an event with a ready body (the field of Event's oneof, tag and all, and what comes before) to those
+   outputs that want it. `container` counts for an event of no process. Returns its sequence number, or 0 if
+   nobody took it, or if it waits for its container. */
 uint64_t rs_emit(rs_engine *e, const uint32_t *outputs, uint32_t n_outputs, uint64_t time, int cpu, int32_t pid,
-                 int32_t tid, uint32_t with_lineage, const uint8_t *body, size_t length)
+                 int32_t tid, uint32_t container, const uint8_t *body, size_t length)
 {
     const struct process *p = pid > 0 ? process_of(e, pid) : NULL;
     size_t n = 0;
+    if (length > BODY_ROOM)
+        return 0;
     if (p && p->flags & RS_HOLD && length <= MAX_RECORD && n_outputs <= e->n_outputs) {
-        struct held h = {0, (uint32_t)length, 0, p->container, UINT32_MAX, time, cpu, pid, tid, n_outputs, with_lineage};
+        struct held h = {0, (uint32_t)length, 0, p->container, UINT32_MAX, time, cpu, pid, tid, n_outputs};
         if (hold(e, h, outputs, body, NULL))
             return 0;
     }
     for (uint32_t i = 0; i < n_outputs; i++)
         if (outputs[i] < e->n_outputs && n < e->wanting_room &&
-            wants(&e->outputs[outputs[i]], time, pid == e->self_pid, p ? p->container : 0))
+            wants(&e->outputs[outputs[i]], time, pid == e->self_pid, p ? p->container : container))
             e->wanting[n++] = outputs[i];
-    if (!n || length > BODY_ROOM)
+    if (!n)
         return 0;
     put(e->body, body, length);
-    return deliver(e, e->wanting, n, time, cpu, tid, p, with_lineage, e->body, length);
+    return deliver(e, e->wanting, n, time, cpu, tid, p, false, e->body, length);
 }
 
 /* ---- sources: what the kernel's events feed ------------------------------------------------------ */
@@ -916,7 +919,7 @@ uint64_t rs_release(rs_engine *e, uint32_t container)
                 }
                 put(e->body, bytes + 4 * h.n_outputs, h.length);
                 if (n)
-                    deliver(e, e->wanting, n, h.time, h.cpu, h.tid, p, h.with_lineage, e->body, h.length);
+                    deliver(e, e->wanting, n, h.time, h.cpu, h.tid, p, false, e->body, h.length);
             } else if (h.source < e->n_sources && e->sources[h.source].used) {
                 struct record rec = {bytes, bytes + h.length, h.length, h.side_length, h.time, h.cpu, h.pid, h.tid};
                 dispatch(e, &e->sources[h.source], &rec, p);
@@ -974,8 +977,7 @@ static int sample(rs_engine *e, struct ring *r, rs_stop *stop)
                           .tid = rec.tid, .raw = rec.raw, .raw_length = (uint32_t)rec.raw_length,
                           .time = rec.time, .abi = f.abi, .argc = f.argc, .address = f.address,
                           .complete = f.complete, .memory = rec.side, .memory_length = (uint32_t)rec.side_length};
-        if (s->flags & RS_CGROUP && left >= 8)
-            stop->cgroup = load(more, 8);
+        stop->cgroup = f.cgroup;
         return RS_RECORD;
     }
     struct process *process = NULL;
@@ -992,7 +994,7 @@ static int sample(rs_engine *e, struct ring *r, rs_stop *stop)
                 return RS_DONE;
             }
             struct held h = {0, (uint32_t)rec.raw_length, (uint32_t)rec.side_length, process->container,
-                             event->source, rec.time, r->cpu, rec.pid, rec.tid, 0, 0};
+                             event->source, rec.time, r->cpu, rec.pid, rec.tid, 0};
             if (process->flags & RS_HOLD && hold(e, h, NULL, rec.raw, rec.side))
                 return RS_DONE;
         }

@@ -61,7 +61,6 @@ enum { /* flags of a source */
     RS_LIFECYCLE = 1, /* its records go to Python */
     RS_FETCHED = 2,   /* its samples come through the courier, with memory of the caller behind them */
     RS_LINEAGE = 4,   /* its events carry the lineage */
-    RS_CGROUP = 8,    /* its samples end with the cgroup's id */
     RS_NATIVE = 16    /* records of processes flagged RS_FOREIGN are left out */
 };
 
@@ -133,7 +132,7 @@ typedef struct {
     int64_t tracepoint;      /* its id; -1: nothing, only a ring to write to */
     uint32_t watermark;      /* wake the reader when this many bytes are waiting; 0: for each sample */
     uint32_t stack_size;     /* bytes of the user's stack, a multiple of 8, for RS_FETCH_ARGUMENTS */
-    uint32_t cgroup;         /* RS_CGROUP */
+    uint32_t cgroup;         /* the id of the cgroup too, for RS_FETCH_ARGUMENTS */
 } rs_perf;
 
 int rs_perf_open(const rs_perf *perf, int cpu, int cgroup_fd);
@@ -195,7 +194,7 @@ void rs_publish_field(rs_engine *e, const uint8_t *field, size_t length);
 int rs_drain(rs_engine *e, uint64_t budget, rs_stop *stop);
 void rs_again(rs_engine *e);
 uint64_t rs_emit(rs_engine *e, const uint32_t *outputs, uint32_t n_outputs, uint64_t time, int cpu, int32_t pid,
-                 int32_t tid, uint32_t with_lineage, const uint8_t *body, size_t length);
+                 int32_t tid, uint32_t container, const uint8_t *body, size_t length);
 
 int64_t rs_plan_run(const rs_op *ops, uint32_t n_ops, const uint8_t *pool, size_t pool_length, const uint8_t *raw,
                     size_t raw_length, const uint8_t *side, size_t side_length, uint8_t *out, size_t room);

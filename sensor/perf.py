@@ -144,11 +144,18 @@ class Engine:
         lib.rs_publish_field(self.handle, stamp, len(stamp))
 
     def emit(
-        self, outputs: Sequence[int], time: int, body: bytes, cpu: int = 0, pid: int = 0, tid: int = 0
+        self,
+        outputs: Sequence[int],
+        time: int,
+        body: bytes,
+        cpu: int = 0,
+        pid: int = 0,
+        tid: int = 0,
+        container: int = 0,
     ) -> int:
         """Give an event with this body (fields of Event) to outputs; its sequence number, 0 if none took it."""
         number: int = lib.rs_emit(
-            self.handle, ffi.new("uint32_t[]", outputs), len(outputs), time, cpu, pid, tid, 0, body, len(body)
+            self.handle, ffi.new("uint32_t[]", outputs), len(outputs), time, cpu, pid, tid, container, body, len(body)
         )
         return number
 
@@ -421,6 +428,9 @@ class KernelEvent:
     def _open_on(self, cpu: int, filter_text: str | None) -> tuple[int, int, int]:
         self._perf.watermark = self.rings.watermark(self.lane)
         fd = lib.rs_perf_open(self._perf, cpu, -1)
+        if fd == -errno.EINVAL and self._perf.cgroup:  # without CONFIG_CGROUP_PERF
+            self._perf.cgroup = 0
+            fd = lib.rs_perf_open(self._perf, cpu, -1)
         if fd < 0:
             raise _refused(self.name, -fd)
         try:
@@ -484,6 +494,7 @@ class Rings:
         self._retired: list[tuple[int, int]] = []  # (descriptor or -1, id): to close after the next drain
         self._offline: list[_CpuRing] = []
         self._later: list[Callable[[], None]] = []
+        self._at_close: list[Callable[[], None]] = []
         self.open_events: list[KernelEvent] = []
         self.on_open: Callable[[int], None] = lambda fd: None
         self.on_close: Callable[[int], None] = lambda fd: None
@@ -525,6 +536,10 @@ class Rings:
         for _, fd, number in events:
             lib.rs_perf_enable(fd, 0)
             self._retired.append((fd, number))
+
+    def watch_closing(self, work: Callable[[], None]) -> None:
+        """Do it when all perf events are closed, at the very end."""
+        self._at_close.append(work)
 
     def later(self, work: Callable[[], None]) -> None:
         """Do it when the perf events retired so far are closed."""
@@ -580,6 +595,8 @@ class Rings:
         self.settle()
         for cpu, lane in list(self._rings):
             self._close(cpu, lane)
+        while self._at_close:
+            self._at_close.pop()()
 
     def fds(self) -> Iterator[int]:
         """The rings' descriptors, readable when a watermark was passed."""

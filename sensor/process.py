@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from ringside.api.v0 import Event
 from ringside.api.v0 import Process as ProcessMessage
@@ -90,7 +90,8 @@ class ProcessTable:
         self._fields = wire.fields(Event)
         self._boot_offset = 0
         self.containers: dict[int, tuple[bytes, bytes, int]] = {0: (b"", b"", 0)}  # head, tail, engine flags
-        self.native_only = lib.RS_FOREIGN
+        self.on_enter: Callable[[int], None] = lambda container: None
+        self.on_leave: Callable[[int], None] = lambda container: None
         self.sync_clock()
 
     def sync_clock(self) -> None:
@@ -168,11 +169,15 @@ class ProcessTable:
         process.foreign = parent.foreign
         process.is_kernel_thread = parent.is_kernel_thread
         self.by_pid[pid] = process
+        if process.container:
+            self.on_enter(process.container)
         self.publish(process)
         return process
 
     def exited(self, when: int, process: Process) -> None:
         """The last thread is gone. The process is remembered for a while, and as an ancestor."""
+        if process.alive and process.container:
+            self.on_leave(process.container)
         process.alive = False
         self._dead.append((when, process))
         parent = process.parent
@@ -181,8 +186,13 @@ class ProcessTable:
 
     def moved(self, process: Process, container: int) -> None:
         """The process is in another container (0: the host) now."""
-        if process.container != container:
+        before = process.container
+        if before != container:
             process.container = container
+            if process.alive and container:
+                self.on_enter(container)
+            if process.alive and before:
+                self.on_leave(before)
             self.publish(process)
 
     def forget_dead(self, now: int) -> None:
@@ -213,15 +223,27 @@ class ProcessTable:
 
     # -- what the engine gets ----------------------------------------------------------------------
 
+    def head_of(self, process: Process) -> bytes:
+        """The encoded fields that stand before an event's own: who, and in which container."""
+        return (
+            self._fields["process_id"].encode(process.id)
+            + self._fields["process_pid"].encode(process.pid)
+            + self.containers.get(process.container, self.containers[0])[0]
+        )
+
+    def tail_of(self, process: Process) -> bytes:
+        """The encoded fields that stand behind it: the container's names."""
+        return self.containers.get(process.container, self.containers[0])[1]
+
     def publish(self, process: Process) -> None:
         """Give the engine the fields that every event of this process carries."""
-        head, tail, flags = self.containers.get(process.container, self.containers[0])
         lineage = process.lineage_field() if self._lineage_in_all else b""
+        flags = self.containers.get(process.container, self.containers[0])[2]
         self.engine.set_process(
             process.pid,
-            self._fields["process_id"].encode(process.id) + self._fields["process_pid"].encode(process.pid) + head,
+            self.head_of(process),
             lineage,
-            tail,
+            self.tail_of(process),
             process.container,
             flags | (lib.RS_FOREIGN if process.foreign else 0),
         )

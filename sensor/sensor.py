@@ -13,18 +13,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ringside.api.v0 import ContainerFilter, Subscription
+from ringside.api.v0 import Subscription
 
 from ._perf import lib
 from .config import Config
 from .errors import KernelError, SetupError, UnservableError
 from .events import Mechanism
+from .events.container import ContainerFamily
 from .events.debug import DebugFamily
 from .events.file import FileFamily
 from .events.kernel_call import KernelCallFamily
 from .events.network import NetworkFamily
 from .events.probes import Probes
-from .events.process import WAIT, ProcessFamily
+from .events.process import FAMILY, WAIT, ProcessFamily
 from .events.syscall import SyscallFamily
 from .metrics import Metrics
 from .perf import Engine, HotplugSocket, Lane, Rings, clock
@@ -95,26 +96,37 @@ class Sensor:
             self._closing.append(lambda: self._loop.remove_reader(descriptor) and None)
         self.metrics = Metrics(self.engine.counters, self._gauges)
         self.processes = ProcessTable(self.engine, self.procfs, config.lineage == "all")
+        self.features = probe_features(self.tracefs)
+        sweep(self.tracefs, config.proc)
+        self.probes = Probes(self)
         self.process_family = ProcessFamily(self)
         self._closing.append(self.process_family.close)
-        self.features = probe_features(self.tracefs)
-        self.probes = Probes(self)
+        self.container_family = ContainerFamily(self)
         self._closing.append(self.probes.close)
-        sweep(self.tracefs, config.proc)
         syscalls, debug = SyscallFamily(self), DebugFamily(self)
         files, network, calls = FileFamily(self), NetworkFamily(self), KernelCallFamily(self)
-        self._all_families = [syscalls, self.process_family, files, network, calls, debug]
+        self._all_families = [
+            syscalls,
+            self.process_family,
+            files,
+            network,
+            calls,
+            self.container_family,
+            debug,
+        ]
         self.families: dict[str, Callable[[Any, str], Sequence[Any]]] = {
             "syscall_events": syscalls.wants,
             "process_events": self.process_family.wants,
             "file_events": files.wants,
             "kernel_events": calls.wants,
             "network_events": network.wants,
+            "container_events": self.container_family.wants,
             "chargen_events": debug.chargen,
             "ticker_events": debug.ticker,
         }
         self.process_family.open()
         self.processes.scan()
+        self.container_family.open()
         self._running = True
         self._drain_now()
         self.spawn(self._housekeeping(), "housekeeping")
@@ -208,10 +220,10 @@ class Sensor:
         """The output of this number."""
         return self.outputs[number]
 
-    def publish(self, outputs: Sequence[int], when: int, body: bytes) -> int:
-        """An event of the sensor's own, of no process."""
+    def publish(self, outputs: Sequence[int], when: int, body: bytes, container: int = 0) -> int:
+        """An event of no process."""
         self.engine.set_publish_time(time.time_ns() // 1000)
-        return self.engine.emit(outputs, when, body)
+        return self.engine.emit(outputs, when, body, container=container)
 
     def flush(self, output: Output) -> None:
         """Send on what an output has, and end its streams if its limit is reached."""
@@ -223,15 +235,6 @@ class Sensor:
     def waited_for(self, when: int) -> bool:
         """True if it is past that time (CLOCK_MONOTONIC_RAW ns)."""
         return clock() >= when
-
-    def check_containers(self, wanted: ContainerFilter) -> None:
-        """RequestError if a container filter makes no sense."""
-
-    def containers_wanted(self, output: Output, wanted: ContainerFilter) -> None:
-        """Let only some containers' events pass to an output."""
-
-    def containers_unwanted(self, output: Output) -> None:
-        """The output is gone."""
 
     def mechanisms(self) -> list[Mechanism]:
         """How each event family is served here."""
@@ -370,10 +373,34 @@ class Sensor:
                 for family, note in output.notes()
             ),
         )
+        if output.request.since is not None:
+            self._look_back(output, subscriber, output.request.since)
         if output.until:
             self._loop.call_later(max(0, output.until - clock()) / 1e9 + 0.03, self._expire, subscriber)
         self._drain_now()
         return subscriber
+
+    def _look_back(self, output: Output, subscriber: Subscriber, since: int) -> None:
+        if any(want.family != FAMILY for want in output.attached):
+            subscriber.tell(
+                make_status(
+                    Code.FAILED_PRECONDITION,
+                    "since_duration: only process events are remembered; the others begin now",
+                    "NOT_REMEMBERED",
+                )
+            )
+        start = clock() - since
+        known = self.process_family.history.since
+        if start < known:
+            subscriber.tell(
+                make_status(
+                    Code.FAILED_PRECONDITION,
+                    f"since_duration: nothing older than {(clock() - known) / 1e9:.0f} s is remembered",
+                    "NOT_REMEMBERED",
+                )
+            )
+        self._drain()
+        self.process_family.replay(output.number, start)
 
     def _expire(self, subscriber: Subscriber) -> None:
         if subscriber.output is not None:

@@ -227,7 +227,7 @@ class Output:
         self.sensor.outputs[self.number] = self
         try:
             if request.containers is not None:
-                self.sensor.containers_wanted(self, request.containers)
+                self.sensor.container_family.filter(self, request.containers)
             for want in request.wants:
                 try:
                     want.attach(self.number)
@@ -247,8 +247,8 @@ class Output:
                 want.detach(self.number)
             self.attached.clear()
             self.sensor.engine.close_output(self.number)
+            self.sensor.container_family.unfilter(self)
             del self.sensor.outputs[self.number]
-            self.sensor.containers_unwanted(self)
             self.number = -1
 
     def flush(self) -> None:
@@ -304,7 +304,7 @@ def check_request(sensor: Sensor, subscription: Subscription | None) -> Request:
                 refused.append((path, error))
     containers = subscription.container_filter
     if containers is not None:
-        sensor.check_containers(containers)
+        sensor.container_family.check(containers)
     alone = limit or interval or since or duration or any(getattr(want, "private", False) for want in wants)
     key = None if alone else bytes(Subscription(event_filter=events, container_filter=containers))
     return Request(tuple(wants), tuple(refused), containers, since, duration, limit, interval, key)

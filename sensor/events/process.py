@@ -24,13 +24,15 @@ from ringside.api.v0 import Event, ProcessEvent, ProcessEventFilter, ProcessEven
 
 from .. import wire
 from .._perf import ffi, lib
-from ..errors import RequestError, UnservableError
+from ..errors import KernelError, RequestError, SetupError, UnservableError
 from ..exits import ExitConnector
 from ..glob import glob_match
+from ..history import History
 from ..perf import KernelEvent, Lane
 from ..plan import FetchKind, FetchSpec
 from ..process import Process
 from ..tracefs.format import Format
+from ..tracefs.probe import Probe, create
 from . import Mechanism
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ _LONGEST = 2 << 20  # bytes of a command line that is kept
 _MAX_PATTERN = 4096
 _PENDING = 20_000_000  # ns that an exit waits for its status
 _PATH_MAX = 4096
+_MOST_CODES = 4096
 
 RESULT = 0
 WAIT = 1
@@ -90,15 +93,13 @@ class ProcessWant:
         if (output, self) in listeners:
             listeners.remove((output, self))
 
-    def accepts_exec(self, filename: bytes) -> bool:
-        """True if an exec of this file is wanted."""
-        return (self.filename is None or filename == self.filename) and (
-            self.pattern is None or glob_match(self.pattern, filename)
+    def accepts(self, facts: dict[str, Any]) -> bool:
+        """True if an event with these fields is wanted. An exit whose status is unknown: only if any is."""
+        return (
+            (self.filename is None or facts["exec_filename"] == self.filename)
+            and (self.pattern is None or glob_match(self.pattern, facts["exec_filename"]))
+            and (self.code is None or facts.get("exit_code") == self.code)
         )
-
-    def accepts_exit(self, code: int | None) -> bool:
-        """True if an exit with this raw status is wanted; an unknown one only if any is."""
-        return self.code is None or code == self.code
 
 
 class ProcessFamily:
@@ -112,9 +113,11 @@ class ProcessFamily:
             kind: [] for kind in ProcessEventType if kind
         }
         self.handlers: dict[int, Callable[[], int]] = {}
+        self.history = History(sensor.config.history_size)
         self.connector: ExitConnector | None = None
+        self._exit_probe: Probe | None = None
+        self._exit_status = ""  # how it is had; empty if it is not
         self._exit_note = ""
-        self._waiting_since = 0
         self._codes: dict[int, int] = {}
         tracefs = sensor.tracefs
         newtask = tracefs.read_format("task", "task_newtask")
@@ -142,10 +145,42 @@ class ProcessFamily:
         """Begin to follow processes."""
         for record, handler, filter_text, fetch in self._events:
             self.follow(record, handler, filter_text, fetch)
-        try:
-            self.connector = ExitConnector()
-        except UnservableError as error:
-            self._exit_note = str(error)
+        self._open_exit_status()
+
+    def _open_exit_status(self) -> None:
+        notes = []
+        ways = (("kprobe", "kprobe on do_exit", self._probe_exits), ("connector", "proc connector", self._connect))
+        for name, mechanism, start in ways:
+            if self._sensor.config.mechanism in ("memory", "tracepoint", "eprobe") and name == "kprobe":
+                continue
+            try:
+                start()
+                self._exit_status = mechanism
+                return
+            except (UnservableError, KernelError, RequestError, SetupError) as error:
+                notes.append(error.cause if isinstance(error, UnservableError) else str(error))
+        self._exit_note = "; ".join(notes)
+
+    def _probe_exits(self) -> None:
+        sensor = self._sensor
+        if not sensor.features.kprobes or not sensor.tracefs.writable:
+            raise UnservableError(FAMILY, "no kprobes")
+        spec = sensor.probes.kprobe("exit", "do_exit", (("code", "$arg1:s64"),))
+        self._exit_probe = create(sensor.tracefs, spec, proc=sensor.config.proc)
+        record = self._exit_probe.read_format()
+        self._code = Layout(record, "code")
+        self.follow(record, self._on_exit_code)
+        sensor.rings.watch_closing(self._exit_probe.close)
+
+    def _connect(self) -> None:
+        self.connector = ExitConnector()
+
+    def _on_exit_code(self) -> int:
+        stop = self._engine.stop
+        self._codes[stop.tid] = self._code.read(ffi.buffer(stop.raw, stop.raw_length))[0] & 0xFFFF
+        if len(self._codes) > _MOST_CODES:  # threads whose exit was lost
+            del self._codes[next(iter(self._codes))]
+        return RESULT
 
     def follow(
         self,
@@ -163,6 +198,7 @@ class ProcessFamily:
             source,
             Lane.PROMPT if fetch else Lane.LIFECYCLE,
             stack_size=_STACK if fetch and fetch.kind is FetchKind.ARGUMENTS else 0,
+            cgroup=bool(fetch and fetch.kind is FetchKind.ARGUMENTS),
             fetch=fetch,
         )
         try:
@@ -192,10 +228,10 @@ class ProcessFamily:
             Mechanism("command lines", True, "the new program's stack, in the exec's sample", "or read at once"),
             Mechanism(
                 "exit status",
-                self.connector is not None,
-                "proc connector" if self.connector is not None else "none",
+                bool(self._exit_status),
+                self._exit_status or "none",
                 self._exit_note,
-                "" if self.connector is not None else "CAP_NET_ADMIN and CONFIG_PROC_EVENTS, or a kernel with kprobes",
+                "" if self._exit_status else "the host's network namespace and CAP_NET_ADMIN, or a kernel with kprobes",
             ),
         ]
 
@@ -222,7 +258,7 @@ class ProcessFamily:
             if len(want.pattern) > _MAX_PATTERN:
                 raise RequestError(f"{path}.exec_filename_pattern", f"longer than {_MAX_PATTERN} bytes")
         want.code = request.exit_code
-        if want.code is not None and self.connector is None:
+        if want.code is not None and not self._exit_status:
             raise UnservableError(FAMILY, "the exit status is not known here", self._exit_note)
         return [want]
 
@@ -240,12 +276,7 @@ class ProcessFamily:
         if parent is None:  # the idle task forks init, and CPUs their threads
             return RESULT
         child = self._table.forked(stop.time, parent, pid, text_at(raw, self._newtask_comm, 16))
-        listeners = self.listeners[ProcessEventType.FORK]
-        if listeners:
-            body = wire.encode(
-                ProcessEvent, type=ProcessEventType.FORK, fork_child_pid=pid, fork_child_id=child.id
-            )
-            self._emit([output for output, _ in listeners], parent, body)
+        self._tell(ProcessEventType.FORK, parent, {"fork_child_pid": pid, "fork_child_id": child.id})
         return RESULT
 
     def _on_exec(self) -> int:
@@ -260,17 +291,14 @@ class ProcessFamily:
             self._table.publish(process)
         if not self._group_dead and stop.time > process.counted_at:
             process.threads = 1
-        outputs = [
-            output for output, want in self.listeners[ProcessEventType.EXEC] if want.accepts_exec(filename)
-        ]
-        if outputs:
-            body = wire.encode(
-                ProcessEvent,
-                type=ProcessEventType.EXEC,
-                exec_filename=filename,
-                exec_command_line=self._arguments(),
-            )
-            self._emit(outputs, process, body)
+        self._sensor.container_family.executed(process, stop.cgroup)
+        arguments = self._arguments()
+        self._tell(
+            ProcessEventType.EXEC,
+            process,
+            {"exec_filename": filename, "exec_command_line": arguments},
+            len(filename) + sum(map(len, arguments)),
+        )
         return RESULT
 
     def _arguments(self) -> list[bytes]:
@@ -293,8 +321,9 @@ class ProcessFamily:
             process.threads -= 1
             if process.threads > 0:
                 return RESULT
-        code = None
-        if self.connector is not None and self.listeners[ProcessEventType.EXIT]:
+        code = self._codes.pop(stop.tid, None)
+        wanted = self.listeners[ProcessEventType.EXIT] or process.container
+        if code is None and self.connector is not None and wanted:
             code = self.connector.take(stop.tid)
             if code is None:
                 self.connector.read()
@@ -303,15 +332,16 @@ class ProcessFamily:
                 if not self._group_dead:
                     process.threads += 1  # this record comes again
                 return WAIT
-        outputs = [output for output, want in self.listeners[ProcessEventType.EXIT] if want.accepts_exit(code)]
-        if outputs:
-            values: dict[str, int | bool] = {"type": ProcessEventType.EXIT}
-            if code is not None:
-                values["exit_code"] = code
-                values["exit_status"] = code >> 8 & 0xFF
-                values["exit_signal"] = code & 0x7F
-                values["exit_core_dumped"] = bool(code & 0x80)
-            self._emit(outputs, process, wire.encode(ProcessEvent, **values))
+        facts: dict[str, Any] = {}
+        if code is not None:
+            facts = {
+                "exit_code": code,
+                "exit_status": code >> 8 & 0xFF,
+                "exit_signal": code & 0x7F,
+                "exit_core_dumped": bool(code & 0x80),
+            }
+            self._sensor.container_family.process_exited(process, code)
+        self._tell(ProcessEventType.EXIT, process, facts)
         self._table.exited(stop.time, process)
         return RESULT
 
@@ -325,9 +355,34 @@ class ProcessFamily:
             process.rename(text_at(raw, self._renamed_comm, 16))
         return RESULT
 
-    def _emit(self, outputs: list[int], process: Process, body: bytes) -> None:
+    def _tell(self, kind: ProcessEventType, process: Process, facts: dict[str, Any], text: int = 0) -> None:
+        """An event of this process, to whom it may interest, now or later."""
         stop = self._engine.stop
-        lineage = process.lineage_field()
-        self._engine.emit(
-            outputs, stop.time, lineage + wire.nest(Event, "process", body), stop.cpu, stop.pid, stop.tid
-        )
+        if process.pid != self._sensor.pid or self._sensor.config.include_self:
+            self.history.add(kind, stop.time, stop.cpu, stop.tid, process, facts, text)
+        outputs = [output for output, want in self.listeners[kind] if want.accepts(facts)]
+        if outputs:
+            body = process.lineage_field() + self._body(kind, facts)
+            self._engine.emit(outputs, stop.time, body, stop.cpu, stop.pid, stop.tid)
+
+    def _body(self, kind: ProcessEventType, facts: dict[str, Any]) -> bytes:
+        return wire.nest(Event, "process", wire.encode(ProcessEvent, type=kind, **facts))
+
+    def replay(self, output: int, since: int) -> None:
+        """Tell an output what happened since then (CLOCK_MONOTONIC_RAW ns), as far as it is remembered."""
+        wants = [want for listeners in self.listeners.values() for number, want in listeners if number == output]
+        fields = wire.fields(Event)
+        for past in self.history.since_time(since):
+            if any(want.type == past.kind and want.accepts(past.facts) for want in wants):
+                process: Process = past.subject
+                body = b"".join(
+                    (
+                        self._table.head_of(process),
+                        process.lineage_field(),
+                        self._body(past.kind, past.facts),
+                        self._table.tail_of(process),
+                        fields["process_tid"].encode(past.tid),
+                        fields["cpu"].encode(past.cpu),
+                    )
+                )
+                self._engine.emit([output], past.time, body, container=process.container)

@@ -1,0 +1,443 @@
+"""Containers: which one a process is in, and the lifecycle events.
+
+Identity comes from the kernel: cgroup:cgroup_attach_task says when a process is moved into a container's
+cgroup; a child is in its parent's; what clone3(2) put straight into a cgroup shows at its first exec, whose
+sample carries the cgroup's id. Names and images come from engines and runtimes (docker.py, runtimes.py) by
+way of the container table. Until a new container's names are known, its events wait in the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ringside.api.v0 import (
+    ContainerEvent,
+    ContainerEventFilter,
+    ContainerEventType,
+    ContainerEventView,
+    ContainerFilter,
+    Event,
+)
+
+from .. import wire
+from .._perf import ffi, lib
+from ..cgroup import Attach, CgroupPaths, attached, owner_from_proc_cgroup
+from ..container import Container, ContainerState, ContainerTable, Transition
+from ..container_filter import ContainerMatcher
+from ..errors import KernelError, RequestError, UnservableError
+from ..perf import clock
+from ..process import Process
+from ..runtimes import Runtimes
+from . import Mechanism
+from .process import RESULT, Layout, text_at
+
+if TYPE_CHECKING:
+    from ..sensor import Sensor
+    from ..subscription import Output
+
+log = logging.getLogger(__name__)
+
+FAMILY = "containers"
+DISK = "disk"
+_SOCKETS = ("run/docker.sock", "var/run/docker.sock", "run/podman/podman.sock")
+_FORGET = 10.0  # s after its end that a container's number may be given to another
+_UNIFIED = ("sys/fs/cgroup", "sys/fs/cgroup/unified")
+
+
+@dataclass(eq=False)
+class ContainerWant:
+    """Container events of one type, in one view."""
+
+    events: ContainerFamily
+    type: ContainerEventType
+    view: ContainerEventView
+    family: str = field(default=FAMILY)
+
+    def attach(self, output: int) -> int:
+        """Have them come to the output."""
+        self.events.listeners.append((output, self))
+        return 0
+
+    def detach(self, output: int) -> None:
+        """No more."""
+        if (output, self) in self.events.listeners:
+            self.events.listeners.remove((output, self))
+
+
+class _Member:
+    """A container as the lanes know it: by number."""
+
+    __slots__ = ("held", "id", "number", "processes")
+
+    def __init__(self, id: str, number: int) -> None:
+        self.id = id
+        self.number = number
+        self.processes = 0
+        self.held: asyncio.TimerHandle | None = None
+
+
+class ContainerFamily:
+    """Follows containers, attributes processes to them, tells of their life."""
+
+    def __init__(self, sensor: Sensor) -> None:
+        self._sensor = sensor
+        self._processes = sensor.processes
+        self.table = ContainerTable()
+        self.table.on_transition.append(self._on_transition)
+        self.table.on_change.append(self._on_change)
+        self.table.on_settled.append(self._on_settled)
+        self.paths = CgroupPaths()
+        self.listeners: list[tuple[int, ContainerWant]] = []
+        self._fields = wire.fields(Event)
+        self._members: dict[str, _Member] = {}
+        self._numbers: dict[int, _Member] = {}
+        self._free: list[int] = []
+        self._filters: dict[int, tuple[Output, ContainerMatcher, bytearray]] = {}
+        self._cgroup_ids: dict[int, str | None] = {}
+        self._runtimes = Runtimes(Path(sensor.config.host_root))
+        self._unified = self._find_unified()
+        self._sources: list[str] = []
+        self._attach: Layout | None = None
+
+    # -- life --------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Follow cgroups, learn the containers there are, listen to the engines."""
+        tracefs, family = self._sensor.tracefs, self._sensor.process_family
+        with suppress(KernelError):
+            record = tracefs.read_format("cgroup", "cgroup_attach_task")
+            self._attach = Layout(record, "pid", "dst_path")
+            family.follow(record, self._on_attach)
+            removed = tracefs.read_format("cgroup", "cgroup_rmdir")
+            self._path = Layout(removed, "path")
+            family.follow(removed, self._on_rmdir)
+        self._processes.on_enter, self._processes.on_leave = self._entered, self._left
+        for owner, paths in self._runtimes.bare():
+            for path in paths:
+                self.paths.learn(path, owner)
+        self.table.source_up(DISK, self._ask_disk)
+        for process in list(self._processes.by_pid.values()):
+            if process.alive and not process.is_kernel_thread:
+                self._place(process, existing=True)
+        self._open_engines()
+
+    def _open_engines(self) -> None:
+        config = self._sensor.config
+        if config.engine == "none":
+            return
+        root = Path(config.host_root)
+        if config.engine != "auto":
+            sockets = [Path(config.engine.removeprefix("unix:"))]
+        else:  # one that comes later is picked up too, at the first place
+            there = [root / one for one in _SOCKETS if (root / one).exists()]
+            sockets = list(dict.fromkeys(one.resolve() for one in there)) or [root / _SOCKETS[0]]
+        for at, path in enumerate(sockets):
+            name = f"engine{at}" if at else "engine"
+            self._sources.append(str(path))
+            self._sensor.spawn(self._follow_engine(name, path), name)
+
+    async def _follow_engine(self, name: str, path: Path) -> None:
+        while not path.exists():  # its library is large: not before there is something to talk to
+            await asyncio.sleep(1)
+        from ..docker import DockerSource
+
+        source = DockerSource(self.table, path, name=name, running_facts=self._runtimes.running)
+        await source.run()
+
+    def mechanisms(self) -> list[Mechanism]:
+        """How containers are told apart here."""
+        there = [one for one in self._sources if Path(one).exists()]
+        return [
+            Mechanism(
+                FAMILY,
+                self._attach is not None,
+                "cgroup tracepoints" if self._attach else "none",
+                f"names from {', '.join(there)}" if there else "names from what runtimes leave on disk",
+                "" if self._attach else "a kernel with CONFIG_CGROUPS",
+            )
+        ]
+
+    def wants(self, request: ContainerEventFilter, path: str) -> list[ContainerWant]:
+        """What a filter asks for. RequestError if it makes no sense."""
+        if request.type not in list(ContainerEventType)[1:]:
+            raise RequestError(f"{path}.type", "must be one of CONTAINER_EVENT_TYPE_CREATED and so on")
+        if request.view not in list(ContainerEventView):
+            raise RequestError(f"{path}.view", "must be BASIC or FULL")
+        if self._attach is None:
+            raise UnservableError(FAMILY, "no cgroup tracepoints", "a kernel with CONFIG_CGROUPS")
+        return [ContainerWant(self, request.type, request.view)]
+
+    # -- who is where ------------------------------------------------------------------------------
+
+    def _place(self, process: Process, *, existing: bool = False) -> None:
+        """Read from procfs which container a process is in."""
+        text = self._processes.procfs.cgroups(process.pid)
+        if text is None:
+            return
+        owner = owner_from_proc_cgroup(text)
+        found = owner.id if owner else self._learned_owner(text)
+        self._move(process, found, existing=existing)
+
+    def _learned_owner(self, text: str) -> str | None:
+        for line in text.splitlines():
+            path = line.split(":", 2)[-1]
+            if path != "/" and (found := self.paths.container_id(path)):
+                return found
+        return None
+
+    def _move(self, process: Process, container_id: str | None, *, existing: bool = False) -> None:
+        current = self._numbers.get(process.container)
+        if (current.id if current else None) == container_id:
+            return
+        number = 0
+        if container_id is not None:
+            member = self._member(container_id)
+            number = member.number
+            self.table.seen(container_id, time.time_ns(), existing=existing)
+            if not existing and not self.table.settled(container_id):
+                self._hold(member)
+        self._processes.moved(process, number)
+
+    def _member(self, container_id: str) -> _Member:
+        member = self._members.get(container_id)
+        if member is None:
+            member = _Member(container_id, self._free.pop() if self._free else len(self._numbers) + 1)
+            self._members[container_id] = self._numbers[member.number] = member
+            self._describe(member)
+        return member
+
+    def _describe(self, member: _Member) -> None:
+        """Publish what is known of a container: the fields of its events, and who wants them."""
+        container = self.table.get(member.id) or Container(member.id)
+        fields = self._fields
+        self._processes.containers[member.number] = (
+            fields["container_id"].encode(container.id),
+            fields["container_name"].encode(container.name)
+            + fields["image_id"].encode(container.image_id)
+            + fields["image_name"].encode(container.image_name),
+            lib.RS_HOLD if member.held else 0,
+        )
+        for output, matcher, bits in self._filters.values():
+            self._set_bit(output, matcher, bits, member, container)
+
+    def _set_bit(
+        self, output: Output, matcher: ContainerMatcher, bits: bytearray, member: _Member, container: Container
+    ) -> None:
+        at, bit = divmod(member.number, 8)
+        if len(bits) <= at:
+            bits.extend(bytes(at + 64 - len(bits)))
+        before = bits[at]
+        bits[at] = before | 1 << bit if matcher.matches(container) else before & ~(1 << bit)
+        if bits[at] != before:
+            self._sensor.engine.set_containers(output.number, bytes(bits))
+
+    def _hold(self, member: _Member) -> None:
+        if member.held is None and self._sensor.config.hold:
+            loop = asyncio.get_running_loop()
+            member.held = loop.call_later(self._sensor.config.hold / 1e9, self._release, member)
+            self._describe(member)
+
+    def _release(self, member: _Member) -> None:
+        if member.held is not None:
+            member.held.cancel()
+            member.held = None
+        self._describe(member)
+        self._processes.publish_container(member.number)
+        lib.rs_release(self._sensor.engine.handle, member.number)
+
+    def _entered(self, number: int) -> None:
+        member = self._numbers.get(number)
+        if member is not None:
+            member.processes += 1
+
+    def _left(self, number: int) -> None:
+        member = self._numbers.get(number)
+        if member is not None:
+            member.processes -= 1
+            if member.processes == 0:
+                self.table.emptied(member.id, time.time_ns())
+
+    def _on_attach(self) -> int:
+        assert self._attach is not None
+        stop = self._sensor.engine.stop
+        raw = ffi.buffer(stop.raw, stop.raw_length)
+        pid, word = self._attach.read(raw)
+        process = self._processes.by_pid.get(pid)
+        if process is None or not process.alive:  # a thread of a threaded cgroup, or gone
+            return RESULT
+        word &= 0xFFFFFFFF
+        path = text_at(raw, word & 0xFFFF, word >> 16).decode("utf-8", "replace")
+        new = self.paths.container_id(path)
+        if new is None and path not in ("", "/") and process.container == 0:
+            owner = self._runtimes.bare_named(path.rpartition("/")[2])
+            if owner is not None:
+                self.paths.learn(path, owner)
+                new = owner.id
+        current = self._numbers.get(process.container)
+        where = attached(current.id if current else None, new)
+        if where is Attach.REREAD:
+            self._place(process)
+        else:
+            self._move(process, where)  # type: ignore[arg-type]
+        return RESULT
+
+    def _on_rmdir(self) -> int:
+        stop = self._sensor.engine.stop
+        raw = ffi.buffer(stop.raw, stop.raw_length)
+        word = self._path.read(raw)[0] & 0xFFFFFFFF
+        path = text_at(raw, word & 0xFFFF, word >> 16).decode("utf-8", "replace")
+        found = self.paths.container_id(path)
+        member = self._members.get(found) if found else None
+        if found and (member is None or member.processes == 0):
+            self.table.removed(found, time.time_ns())
+            self.paths.forget(found)
+        return RESULT
+
+    def executed(self, process: Process, cgroup: int) -> None:
+        """A program begins in this cgroup (its id in the unified hierarchy; 0: not known)."""
+        if not cgroup or self._unified is None:
+            return
+        if cgroup not in self._cgroup_ids:
+            self._cgroup_ids[cgroup] = self._container_of_cgroup(process.pid, cgroup)
+            if len(self._cgroup_ids) > 65536:
+                del self._cgroup_ids[next(iter(self._cgroup_ids))]
+        found = self._cgroup_ids[cgroup]
+        if found is not None and process.container == 0:
+            self._move(process, found)
+
+    def process_exited(self, process: Process, code: int) -> None:
+        """A process ended with this wait(2) status; perhaps it was a container's first."""
+        member = self._numbers.get(process.container)
+        if member is not None:
+            self.table.process_exited(process.pid, code, member.id)
+
+    def _container_of_cgroup(self, pid: int, cgroup: int) -> str | None:
+        assert self._unified is not None
+        text = self._processes.procfs.cgroups(pid) or ""
+        for line in text.splitlines():
+            if line.startswith("0::"):
+                path = line[3:]
+                with suppress(OSError):
+                    if os.stat(f"{self._unified}{path}").st_ino == cgroup:
+                        return self.paths.container_id(path)
+        for folder, _, _ in os.walk(self._unified):
+            with suppress(OSError):
+                if os.stat(folder).st_ino == cgroup:
+                    return self.paths.container_id(folder[len(self._unified) :] or "/")
+        return None
+
+    def _find_unified(self) -> str | None:
+        for place in _UNIFIED:
+            path = Path(self._sensor.config.host_root, place)
+            if (path / "cgroup.procs").exists() and (path / "cgroup.controllers").exists():
+                return str(path)
+        return None
+
+    # -- what is known of containers ---------------------------------------------------------------
+
+    def _ask_disk(self, container_id: str) -> None:
+        found = self._runtimes.find(container_id)
+        if found is not None:
+            self.table.learn(container_id, DISK, found.facts, persistent=found.persistent)
+        self.table.disclaim(container_id, DISK)
+
+    def _on_change(self, container: Container) -> None:
+        member = self._member(container.id)
+        self._describe(member)
+        if member.held is None:
+            self._processes.publish_container(member.number)
+
+    def _on_settled(self, container: Container) -> None:
+        member = self._members.get(container.id)
+        if member is not None and member.held is not None:
+            self._release(member)
+
+    def _forget(self, container_id: str) -> None:
+        member = self._members.get(container_id)
+        if member is not None and member.processes <= 0 and container_id not in self.table:
+            del self._members[container_id], self._numbers[member.number]
+            self._processes.containers.pop(member.number, None)
+            self._free.append(member.number)
+
+    # -- events ------------------------------------------------------------------------------------
+
+    def _on_transition(self, step: Transition) -> None:
+        kind = ContainerEventType(int(step.kind))
+        member = self._member(step.container.id)
+        wants = [(output, want) for output, want in self.listeners if want.type == kind]
+        if wants:
+            full = {output for output, want in wants if want.view == ContainerEventView.FULL}
+            basic = {output for output, _ in wants} - full
+            when = min(clock(), clock() - (time.time_ns() - step.time_ns))
+            for outputs, is_full in ((basic, False), (full, True)):
+                if outputs:
+                    self._emit(sorted(outputs), max(1, when), member, step, kind, is_full)
+        if step.kind is ContainerState.DESTROYED:
+            asyncio.get_running_loop().call_later(_FORGET, self._forget, step.container.id)
+
+    def _emit(
+        self, outputs: list[int], when: int, member: _Member, step: Transition, kind: ContainerEventType, full: bool
+    ) -> None:
+        container = step.container
+        values: dict[str, object] = {
+            "type": kind,
+            "name": container.name,
+            "image_id": container.image_id,
+            "image_name": container.image_name,
+            "host_pid": container.host_pid,
+        }
+        if container.exit is not None and step.kind is ContainerState.EXITED:
+            values["exit_code"] = container.exit.code
+            values["exit_status"] = container.exit.status
+            values["exit_signal"] = container.exit.signal
+            values["exit_core_dumped"] = container.exit.core_dumped
+        if full:
+            values["docker_config_json"] = container.docker_config_json
+            values["oci_config_json"] = container.oci_config_json
+        init = self._processes.by_pid.get(container.host_pid) if container.host_pid else None
+        fields = self._fields
+        body = b"".join(
+            (
+                fields["container_id"].encode(container.id),
+                init.lineage_field() if init is not None and init.alive else b"",
+                wire.nest(Event, "container", wire.encode(ContainerEvent, **values)),
+                fields["container_name"].encode(container.name),
+                fields["image_id"].encode(container.image_id),
+                fields["image_name"].encode(container.image_name),
+            )
+        )
+        self._sensor.publish(outputs, when, body, member.number)
+
+    # -- filters -----------------------------------------------------------------------------------
+
+    def check(self, wanted: ContainerFilter) -> None:
+        """RequestError if a container filter makes no sense."""
+        matcher = ContainerMatcher.of(wanted)
+        if matcher is not None:
+            matcher.bind(self.table)
+
+    def filter(self, output: Output, wanted: ContainerFilter) -> None:
+        """Let only these containers' events pass to an output."""
+        matcher = ContainerMatcher.of(wanted)
+        if matcher is None:
+            return
+        matcher.bind(self.table)
+        bits = bytearray(64)
+        self._sensor.engine.set_containers(output.number, bytes(bits))
+        self._filters[output.number] = (output, matcher, bits)
+        for member in self._members.values():
+            container = self.table.get(member.id) or Container(member.id)
+            self._set_bit(output, matcher, bits, member, container)
+
+    def unfilter(self, output: Output) -> None:
+        """The output is gone."""
+        self._filters.pop(output.number, None)
+
+
