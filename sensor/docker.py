@@ -51,12 +51,22 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: Where engines listen, Docker first. Podman's service speaks the same language.
-SOCKETS: Final = (
-    ("docker", Path("/run/docker.sock")),
-    ("docker", Path("/var/run/docker.sock")),
-    ("podman", Path("/run/podman/podman.sock")),
+#: (name, where it listens). Podman's service speaks Docker's language.
+_SOCKETS: Final = (
+    ("docker", "run/docker.sock"),
+    ("docker", "var/run/docker.sock"),
+    ("podman", "run/podman/podman.sock"),
 )
+
+
+def engine_sockets(root: Path = Path("/")) -> list[tuple[str, Path]]:
+    """(name, socket) of every engine to look for below `root`, whether it is there now or not, each once."""
+    found: dict[Path, tuple[str, Path]] = {}
+    for name, place in _SOCKETS:
+        path = root / place
+        found.setdefault(path.parent.resolve() / path.name, (name, path))  # /var/run is /run
+    return list(found.values())
+
 
 _ACTIONS: Final = ("create", "start", "die", "destroy", "rename")
 _STATES: Final = {
@@ -175,7 +185,7 @@ class DockerSource:
         down_since: float | None = None
         released = False
         while True:
-            if await asyncio.to_thread(self.socket.exists):
+            if self._socket_is_there():
                 if backoff == limits.backoff_least:
                     self._table.source_up(self.name, self._ask)
                 reason = await self._follow()
@@ -193,6 +203,12 @@ class DockerSource:
                 released = True
                 self._table.release(self.name, time.time_ns())
             await asyncio.sleep(pause)
+
+    def _socket_is_there(self) -> bool:
+        try:
+            return self.socket.exists()
+        except OSError:
+            return True  # then connecting says why not
 
     def _disconnect(self, reason: str) -> None:
         self.connected = False
@@ -410,6 +426,9 @@ class DockerSource:
                 self._question(container_id)
             for container_id in running:
                 await self._look_at_running(container_id)
+            await asyncio.sleep(
+                self._limits.look
+            )  # an engine that talks nonsense makes no more lists than that
 
     async def _list(self) -> list[str]:
         """Ask for the list and tell it; returns the running containers whose pid is not known yet."""

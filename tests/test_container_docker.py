@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiohttp import web
 from ringside.sensor.container import ContainerState, ContainerTable, Document, Facts, Transition
-from ringside.sensor.docker import DockerLimits, DockerSource, _event, _json, _listing, _text, _time_ns
+from ringside.sensor.docker import (
+    DockerLimits,
+    DockerSource,
+    _event,
+    _json,
+    _listing,
+    _text,
+    _time_ns,
+    engine_sockets,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -699,6 +708,18 @@ async def test_an_engine_given_up(engine: Engine, table: ContainerTable) -> None
         table.emptied(A, time.time_ns())
         await watch.until_kinds([CREATED, RUNNING, EXITED])
     await engine.stop()
+
+
+def test_where_engines_listen(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "var").mkdir()
+    (tmp_path / "var/run").symlink_to(tmp_path / "run")
+    assert engine_sockets(tmp_path) == [
+        ("docker", tmp_path / "run/docker.sock"),
+        ("podman", tmp_path / "run/podman/podman.sock"),
+    ]
+    (tmp_path / "var/run").unlink()
+    assert ("docker", tmp_path / "var/run/docker.sock") in engine_sockets(tmp_path)
 
 
 def test_names_of_any_characters() -> None:

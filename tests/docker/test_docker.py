@@ -159,6 +159,8 @@ async def test_a_storm_of_short_lived_ones(dockerd: Dockerd) -> None:
             assert steps[2].container.exit.code == 0
         assert Counter(step.kind for step in watch.told) == dict.fromkeys(LIFE, 200)
         assert watch.source.counts.overflows == 0
+        pids = sum(step.container.host_pid > 0 for step in watch.told if step.kind is RUNNING)
+        assert pids > 100, "the bundle on disk tells it, unless it is gone before the engine says `start`"
         assert len(watch.table) == 0
 
 
