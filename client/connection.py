@@ -1,8 +1,10 @@
 """The async client: a connection to a sensor, and streams of its events.
 
-async with connect("unix:/run/ringside/sensor.sock") as sensor:
-    async for event in sensor.events(subscription):
-        ...
+    async with connect("unix:/run/ringside/sensor.sock") as sensor:
+        async for event in sensor.events(subscription):
+            ...
+
+gRPC by grpclib; what it leaves to its defaults and does not suit large batches is set here.
 """
 
 from __future__ import annotations
@@ -72,7 +74,11 @@ class _DetailsCodec(StatusDetailsCodecBase):
 class _Protocol(H2Protocol):
     def connection_made(self, transport: BaseTransport) -> None:
         super().connection_made(transport)
-        self.connection._connection.update_settings({SettingCodes.MAX_FRAME_SIZE: MAX_FRAME})
+        http2 = self.connection._connection
+        http2.update_settings({SettingCodes.MAX_FRAME_SIZE: MAX_FRAME})
+        # At once, not with the acknowledgement: h2 looks at it once per read, and the first large
+        # frame may come in the same read as the acknowledgement.
+        http2.max_inbound_frame_size = MAX_FRAME
         self.connection.flush()
 
 

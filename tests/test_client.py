@@ -20,6 +20,8 @@ from grpclib.const import Cardinality, Handler, Status
 from grpclib.encoding.base import CodecBase, StatusDetailsCodecBase
 from grpclib.exceptions import GRPCError
 from grpclib.server import Server, Stream
+from h2.config import H2Configuration
+from h2.connection import H2Connection
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ringside.api import Any as AnyMessage
@@ -55,13 +57,12 @@ from ringside.client import (
     decoder,
     error_infos,
 )
-from ringside.client.connection import MAX_FRAME
+from ringside.client.connection import MAX_FRAME, _Channel
 from ringside.client.syscalls import name_of, number_of, table
 from ringside.sensor.expression import from_message, parse
 
 # ---- decoding
 
-NUMBERS = {"int32": (-(1 << 31), (1 << 31) - 1), "uint32": (0, (1 << 32) - 1)}
 _RANGES = {
     **dict.fromkeys((3, 16, 18), (-(1 << 63), (1 << 63) - 1)),  # int64, sfixed64, sint64
     **dict.fromkeys((4, 6), (0, (1 << 64) - 1)),  # uint64, fixed64
@@ -78,13 +79,14 @@ def messages(descriptor: Any) -> st.SearchStrategy[Any]:
     def single(field: Any) -> st.SearchStrategy[Any]:
         if field.type in _RANGES:
             return st.integers(*_RANGES[field.type])
-        return {
+        kinds: dict[int, Callable[[], st.SearchStrategy[Any]]] = {
             _BOOL: lambda: st.sampled_from([False, True]),
             _STRING: lambda: st.text(max_size=5),
             _BYTES: lambda: st.binary(max_size=5),
             _ENUM: lambda: st.integers(0, 12),  # some are no member of the enum
             _MESSAGE: lambda: messages(field.message_type),
-        }[field.type]()
+        }
+        return kinds[field.type]()
 
     def of(field: Any) -> st.SearchStrategy[Any]:
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
@@ -423,6 +425,37 @@ async def test_large_messages_travel_in_large_frames(socket: str) -> None:
     async with serving(fake, path=socket), connect(f"unix:{socket}") as sensor:
         assert [event async for event in sensor.events(Subscription())] == large.events
     assert fake.frame_sizes == [MAX_FRAME]
+
+
+async def test_a_large_frame_may_come_with_the_acknowledgement_of_its_size(socket: str) -> None:
+    """In one read: a sensor under load sends both at once."""
+    sent = bytearray()
+
+    class Wire(asyncio.Transport):
+        def write(self, data: bytes | bytearray | memoryview) -> None:
+            sent.extend(data)
+
+        def is_closing(self) -> bool:
+            return self.closed
+
+        def close(self) -> None:
+            self.closed = True
+
+        closed = False
+
+    wire = Wire()
+    protocol = _Channel(path=socket)._protocol_factory()
+    protocol.connection_made(wire)
+    client, server = protocol.connection._connection, H2Connection(H2Configuration(client_side=False))
+    request = {":method": "POST", ":scheme": "http", ":path": "/", ":authority": "x"}
+    client.send_headers(1, list(request.items()))
+    server.initiate_connection()
+    server.receive_data(bytes(sent) + client.data_to_send())
+    server.send_headers(1, [(":status", "200")])
+    server.send_data(1, bytes(MAX_FRAME - 1))
+    protocol.data_received(server.data_to_send())
+    assert not wire.closed
+    protocol.connection.close()
 
 
 async def test_over_tcp() -> None:
