@@ -553,5 +553,6 @@ def test_whatever_is_told_a_life_is_a_life(steps: list[tuple[int, int, int]]) ->
             assert (step.container.exit is None) or step.kind in (EXITED, DESTROYED)
         now_known = table.get(each)
         assert now_known is not None
-        assert now_known.state is told[-1].kind
+        if told[-1].kind is not DESTROYED:  # a name may be found again without an event
+            assert now_known.state is told[-1].kind
     assert all(table.get(each_id) is not None for each_id in table._by_pid.values())
