@@ -60,7 +60,7 @@ def response(container: bool) -> tuple[bytes, int]:
     return bytes(GetEventsResponse(events=[event] * count)), count
 
 
-def decoding(data: bytes, count: int, seconds: float) -> float:
+def decoding(data: bytes, seconds: float) -> float:
     """Events decoded a second of CPU time."""
     done, start = 0, time.process_time()
     while (spent := time.process_time() - start) < seconds:
@@ -120,8 +120,8 @@ def main() -> None:
     context = multiprocessing.get_context("spawn")
     for kind, container in (("plain", False), ("container", True)):
         data, count = response(container)
-        rate = decoding(data, count, seconds)
-        print(f"decode {kind:<9} {len(data) / count:4.0f} bytes  {rate:9,.0f} events/s of CPU")
+        size = f"{kind:<9} {len(data) / count:4.0f} bytes"
+        print(f"decode {size}  {decoding(data, seconds):9,.0f} events/s of CPU")
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "sensor.sock")
             ready = context.Event()
@@ -133,9 +133,7 @@ def main() -> None:
             finally:
                 process.terminate()
                 process.join()
-        print(
-            f"stream {kind:<9} {len(data) / count:4.0f} bytes  {rate:9,.0f} events/s, {cost * 1e6:.2f} us of CPU each"
-        )
+        print(f"stream {size}  {rate:9,.0f} events/s, {cost * 1e6:.2f} us of CPU each")
 
 
 if __name__ == "__main__":

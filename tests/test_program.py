@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ringside.sensor._perf import ffi, lib
 from ringside.sensor.expression import (
     FALSE,
     TRUE,
@@ -25,6 +26,8 @@ from ringside.sensor.expression import (
     parse,
     predicates,
 )
+from ringside.sensor.glob import glob_match
+from ringside.sensor.perf import pack_tests
 from ringside.sensor.program import (
     ACCEPT,
     REJECT,
@@ -420,6 +423,58 @@ def test_programs_only_jump_forward_and_can_go_both_ways(expression: Expression)
 @given(EXPRESSIONS, st.binary(max_size=120), st.binary(max_size=10))
 def test_no_record_breaks_a_program(expression: Expression, raw: bytes, side: bytes) -> None:
     run_program(compile_program(expression, FIELDS), raw, side)
+
+
+# ---- C
+
+GLOB_BYTES = st.lists(
+    st.sampled_from([b"a", b"b", b"*", b"?", b"[", b"]", b"!", b"-", b"\\", b"\xff", b"[a-b]", b"[!a]"]),
+    max_size=12,
+).map(b"".join)
+
+
+@pytest.mark.asan
+@given(GLOB_BYTES, st.lists(st.sampled_from([b"a", b"b", b"[", b"-", b"\xff"]), max_size=12).map(b"".join))
+def test_c_matches_globs_alike(pattern: bytes, text: bytes) -> None:
+    assert bool(lib.rs_glob(pattern, len(pattern), text, len(text))) == glob_match(pattern, text)
+
+
+def c_says(program: tuple[Test, ...], raw: bytes, side: bytes) -> bool:
+    if not program:
+        return True
+    array, pool = pack_tests(program)
+    # copies of the exact size, for AddressSanitizer to see what is read behind them
+    memory = [ffi.new("uint8_t[]", data) if data else ffi.NULL for data in (pool, raw, side)]
+    own, record, beside = memory
+    said = lib.rs_tests_run(array, len(program), own, len(pool), record, len(raw), beside, len(side))
+    return bool(said)
+
+
+@pytest.mark.asan
+@given(EXPRESSIONS, SAMPLES)
+def test_c_decides_alike(expression: Expression, sample: Sample) -> None:
+    program = compile_program(expression, FIELDS)
+    assert c_says(program, *sample) == run_program(program, *sample)
+
+
+@pytest.mark.asan
+@given(EXPRESSIONS, st.binary(max_size=120), st.binary(max_size=10))
+def test_c_decides_alike_on_torn_records(expression: Expression, raw: bytes, side: bytes) -> None:
+    program = compile_program(expression, FIELDS)
+    assert c_says(program, raw, side) == run_program(program, raw, side)
+
+
+@pytest.mark.asan
+@settings(max_examples=40)
+@given(SAMPLES)
+def test_c_compares_every_number_alike(sample: Sample) -> None:
+    values = read_fields(FIELDS, *sample)
+    for name in _INT_FIELDS:
+        have = values[name]
+        for value in [have - 1, have, have + 1, have ^ 0x80, -have] if isinstance(have, int) else []:
+            for op in _INT_OPS:
+                program = compile_program(Predicate(op, name, value), FIELDS)
+                assert c_says(program, *sample) == run_program(program, *sample)
 
 
 # ---- single cases
