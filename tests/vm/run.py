@@ -157,7 +157,8 @@ fi
 def _end(outcome: machine.Outcome, timeout: float) -> str:
     tail = "\n".join(outcome.output.splitlines()[-40:])
     if outcome.code is None:
-        return f"not done after {timeout:.0f} s; at the end:\n{tail}"
+        how = "not done" if outcome.seconds >= timeout else "the guest died"
+        return f"{how} after {outcome.seconds:.0f} s; at the end:\n{tail}"
     return f"exit status {outcome.code}:\n{tail}" if outcome.code else ""
 
 
@@ -168,7 +169,7 @@ def read_junit(path: Path) -> list[Result]:
     found = []
     for case in ET.parse(path).iter("testcase"):
         # a module that can't be collected has its name as the test's
-        module = (case.get("classname") or case.get("name", "")).split(".")
+        module = (case.get("classname") or case.get("name") or "").split(".")
         feature = next((p.removeprefix("test_") for p in module if p.startswith("test_")), module[-1])
         name = f"{feature}::{case.get('name', '')}"
         missing = case.find("properties/property[@name='not_there']")
