@@ -202,3 +202,4 @@ int rs_tests_run(const rs_test *tests, uint32_t n_tests, const uint8_t *pool, si
                  size_t raw_length, const uint8_t *side, size_t side_length);
 int rs_glob(const uint8_t *pattern, size_t pattern_length, const uint8_t *text, size_t length);
 int64_t rs_read_memory(int32_t pid, uint64_t address, uint8_t *out, size_t length);
+int64_t rs_count_events(const uint8_t *response, size_t length);

@@ -337,3 +337,23 @@ int64_t rs_plan_run(const rs_op *ops, uint32_t n_ops, const uint8_t *pool, size_
 {
     return plan_run(ops, n_ops, pool, pool_length, raw, raw_length, side, side_length, out, room, false);
 }
+
+/* How many fields 1 (events) an encoded GetEventsResponse has, -EINVAL if it is none. */
+int64_t rs_count_events(const uint8_t *response, size_t length)
+{
+    int64_t count = 0;
+    for (size_t at = 0; at < length; count++) {
+        uint64_t size = 0;
+        uint8_t tag = response[at++];
+        for (unsigned shift = 0; at < length && shift < 63; shift += 7) {
+            size |= (uint64_t)(response[at] & 0x7f) << shift;
+            if (!(response[at++] & 0x80))
+                break;
+        }
+        if ((tag & 7) != 2 || size > length - at)
+            return -EINVAL;
+        at += size;
+        count -= tag >> 3 != 1;
+    }
+    return count;
+}
