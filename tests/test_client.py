@@ -10,6 +10,7 @@ import re
 import shutil
 import ssl
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -782,3 +783,9 @@ async def test_the_example_of_the_package_is_right() -> None:
 def test_syscall_event_is_whole() -> None:
     event = SyscallEvent(type=SyscallEventType.ENTER, id=1, arg5=5)
     assert decoder(SyscallEvent)(bytes(event)) == event
+
+
+def test_the_client_needs_no_c_module() -> None:
+    script = "import sys, ringside.client; print([name for name in sys.modules if name.endswith('._perf')])"
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
