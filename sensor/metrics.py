@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from .errors import SetupError
+
 if TYPE_CHECKING:
     from .config import Address
 
@@ -61,5 +63,8 @@ class Metrics:
 
         registry = CollectorRegistry()
         registry.register(self)  # type: ignore[arg-type]
-        server, _ = start_http_server(address.port, addr=address.host, registry=registry)
+        try:
+            server, _ = start_http_server(address.port, addr=address.host, registry=registry)
+        except OSError as error:
+            raise SetupError(f"can't serve metrics at {address}: {error.strerror}", "choose another") from error
         return server.shutdown
