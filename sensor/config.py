@@ -116,8 +116,8 @@ class Config:
             raise RequestError("sensor-id", "1 to 40 letters, digits, dots, dashes or underscores")
         for address in self.listen:
             parse_address(address, "listen")
-        if self.metrics:
-            parse_address(self.metrics, "metrics")
+        if self.metrics and parse_address(self.metrics, "metrics").path:
+            raise RequestError("metrics", f"{self.metrics!r} is not HOST:PORT")
 
 
 @dataclass(frozen=True, slots=True)
