@@ -66,5 +66,5 @@ class Metrics:
         try:
             server, _ = start_http_server(address.port, addr=address.host, registry=registry)
         except OSError as error:
-            raise SetupError(f"can't serve metrics at {address}: {error.strerror}", "choose another") from error
+            raise SetupError(f"no metrics at {address}: {error.strerror}", "choose another") from error
         return server.shutdown
