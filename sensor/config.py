@@ -192,7 +192,7 @@ def _read_file(path: str | Path) -> dict[str, Any]:
 
 def _convert(field: dataclasses.Field[Any], value: Any, where: str) -> Any:
     if field.metadata.get("many"):
-        values = (value,) if isinstance(value, str) else tuple(value)
+        values = tuple(value) if isinstance(value, list | tuple) else (value,)
         if not all(isinstance(one, str) for one in values):
             raise RequestError(where, "must be text, or a list of texts")
         return tuple(one.strip() for one in values)
