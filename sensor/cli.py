@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,6 +37,7 @@ class _Commands(click.Group):
         """Run, and exit in standalone mode."""
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        _open_standard_files()
         try:
             # click returns the status of a ctx.exit(), and what a command returns, which is None here
             status = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
@@ -57,6 +59,15 @@ class _Commands(click.Group):
 
 # since click 8.2; before, it has printed the help and exits with 0
 _NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
+
+
+def _open_standard_files() -> None:
+    """Put /dev/null where 0, 1 or 2 is closed: another file would be taken for it, and libuv aborts."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest that is free
 
 
 def _is_expected(error: Exception) -> bool:

@@ -266,7 +266,8 @@ class Teller:
             parts.append(f"({clean(of.image_name)})")
         if of.host_pid and of.type is ContainerEventType.RUNNING:
             parts.append(f"pid {of.host_pid}")
-        if of.type is ContainerEventType.EXITED:
+        # without an engine, which also gives the name, nobody knows
+        if of.type is ContainerEventType.EXITED and (of.name or of.exit_code):
             parts.append(ending(of.exit_status, of.exit_signal, of.exit_core_dumped))
         return " ".join(filter(None, parts))
 
@@ -364,15 +365,16 @@ class Lines:
         teller: Teller,
         *,
         paint: Paint,
-        width: int | None = None,
+        width: Callable[[], int | None] = lambda: None,
         containers: bool = False,
         commands: Commands = lambda _: "",
         arrow: str = "←",
     ) -> None:
-        """`width` of the terminal, None if it isn't one; `commands` names processes when events don't."""
+        """`width` tells how wide the terminal is, None if there is none; `commands` names unnamed processes."""
         self._teller = teller
         self._paint = paint
-        self._width = width
+        self._ask_width = width
+        self._width: int | None = None
         self._containers = containers
         self._commands = commands
         self._arrow = f" {arrow} "
@@ -385,6 +387,7 @@ class Lines:
 
     def text(self, events: Sequence[TelemetryEvent]) -> str:
         """A line each."""
+        self._width = self._ask_width()
         self._clock.learn(events)
         lines = []
         for telemetry in events:

@@ -49,6 +49,8 @@ class Watch:
         self._view = view
         self._config = config
         self._address = address
+        if sys.stdout is None:
+            raise SetupError("standard output is closed", "redirect it to /dev/null")
         self._out = Output(sys.stdout.fileno())
         self._events = 0
         self._lost = 0
@@ -153,7 +155,7 @@ class Watch:
         return show.Lines(
             teller,
             paint=paint,
-            width=os.get_terminal_size(sys.stdout.fileno()).columns if terminal else None,
+            width=lambda: os.get_terminal_size(sys.stdout.fileno()).columns if terminal else None,
             containers=self._view.containers,
             commands=Commands(),
             arrow="←" if (sys.stdout.encoding or "").lower().startswith("utf") else "<-",
