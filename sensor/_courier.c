@@ -43,6 +43,12 @@ static size_t read_text(int32_t pid, uint64_t address, uint8_t *out, size_t leng
  * memory that belongs to them while the caller still has it, and hands both on through a second ring, laid
  * out like the kernel's, that the drain merges like any other. It shares nothing else with the engine.
  */
+enum {
+    WINDOW = 1000000, /* ns in which so many records are many */
+    MANY = 4,
+    PAUSE = 250000,   /* ns that one may then wait for others */
+};
+
 struct lane {
     bool used;
     int fd;
@@ -58,6 +64,7 @@ struct courier {
     pthread_cond_t started;
     int wake, tid;
     bool stop, full;
+    unsigned recent; /* records carried in the window */
     struct lane *lanes;
     size_t n_lanes;
     struct map fetches;
@@ -200,6 +207,7 @@ static bool carry(struct courier *c, struct lane *l)
         /* the record is there before the head says so, and the head before the kernel's tail does */
         __atomic_store_n(&l->to->data_head, to_head + made, __ATOMIC_RELEASE);
         l->at += size;
+        c->recent++;
         __atomic_store_n(&l->from->data_tail, l->at, __ATOMIC_RELEASE);
     }
     return true;
@@ -210,6 +218,8 @@ static void *courier_run(void *argument)
     struct courier *c = argument;
     struct pollfd *fds = NULL;
     size_t room = 0;
+    uint64_t last = 0;
+    unsigned before = 0;
     pthread_setname_np(pthread_self(), "ringside-fetch");
     pthread_mutex_lock(&c->lock);
     c->tid = (int)syscall(SYS_gettid);
@@ -233,6 +243,18 @@ static void *courier_run(void *argument)
         for (size_t i = 0; i < c->n_lanes && !c->stop; i++)
             if (c->lanes[i].used && !carry(c, &c->lanes[i]))
                 c->full = true;
+        /* a wake-up for each record costs more than all the rest: where they come thick, take some at once */
+        uint64_t now = rs_clock();
+        if (now - last > WINDOW) {
+            before = now - last < 2 * WINDOW ? c->recent : 0;
+            c->recent = 0;
+            last = now;
+        }
+        if (before >= MANY || c->recent >= MANY) {
+            pthread_mutex_unlock(&c->lock);
+            nanosleep(&(struct timespec){.tv_nsec = PAUSE}, NULL);
+            pthread_mutex_lock(&c->lock);
+        }
     }
     pthread_mutex_unlock(&c->lock);
     free(fds);

@@ -119,6 +119,7 @@ class Engine:
         self.handle = made
         self.stop = ffi.new("rs_stop *")
         self._batch = ffi.new("rs_batch *")
+        self._single = ffi.new("uint32_t[1]")
         self._free_sources: list[int] = []
         self._free_outputs: list[int] = []
         self._sources = 0
@@ -155,9 +156,13 @@ class Engine:
     ) -> int:
         """Give an event with this body (fields of Event) to outputs; its sequence number, 0 if none took it."""
         number: int = lib.rs_emit(
-            self.handle, ffi.new("uint32_t[]", outputs), len(outputs), time, cpu, pid, tid, container, body, len(body)
+            self.handle, outputs if len(outputs) != 1 else self._one(outputs[0]), len(outputs), time, cpu, pid, tid, container, body, len(body)
         )
         return number
+
+    def _one(self, output: int) -> object:
+        self._single[0] = output
+        return self._single
 
     def counters(self) -> dict[str, int]:
         """The engine's books since its start; see rs_counters in _perf.h."""

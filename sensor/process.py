@@ -27,13 +27,17 @@ _TICK = 10**9 // TICKS_PER_SECOND
 _UNSURE = 1_000_000  # ns that may lie between a process's start time being taken and its fork event
 _GRACE = 2 * 10**9  # ns that a dead process is kept, for events of its last moments
 _MAX_DEPTH = 64
+_PID, _COMMAND = wire.fields(ProcessMessage)["pid"], wire.fields(ProcessMessage)["command"]
+_LINEAGE = wire.fields(Event)["process_lineage"]
 
 
 class Process:
     """One process, alive or remembered as somebody's ancestor."""
 
     __slots__ = ("pid", "start", "id", "command", "parent", "threads", "counted_at", "alive", "container", "foreign",
-                 "_entry", "is_kernel_thread", "code")  # fmt: skip
+                 "_entry", "_line", "_line_at", "is_kernel_thread", "head", "has_forked")  # fmt: skip
+
+    changes = 0  # of names and parents of any process that may be an ancestor
 
     def __init__(self, pid: int, start: int | None, id: str, command: str | bytes, parent: Process | None) -> None:
         self.pid = pid
@@ -47,19 +51,26 @@ class Process:
         self.container = 0
         self.foreign = False  # 32-bit on a 64-bit kernel
         self.is_kernel_thread = False
-        self.code: int | None = None
+        self.has_forked = False
         self._entry: bytes | None = None
+        self._line = b""
+        self._line_at = -1
+        self.head = b""  # Event.process_id and process_pid, encoded
 
     def rename(self, command: bytes) -> None:
         """Another comm."""
         self.command = command
         self._entry = None
+        self._line_at = -1
+        if self.has_forked:
+            Process.changes += 1
 
     def entry(self) -> bytes:
         """This process as one entry of Event.process_lineage."""
         if self._entry is None:
-            body = wire.encode(ProcessMessage, pid=self.pid, command=self.command)
-            self._entry = wire.nest(Event, "process_lineage", body)
+            name = wire.utf8(self.command)
+            body = _PID.tag + wire.varint(self.pid << 1) + _COMMAND.tag + wire.varint(len(name)) + name
+            self._entry = _LINEAGE.tag + wire.varint(len(body)) + body
         return self._entry
 
     def lineage(self) -> Iterator[Process]:
@@ -70,8 +81,21 @@ class Process:
             process = process.parent
 
     def lineage_field(self) -> bytes:
-        """Event.process_lineage, encoded."""
-        return b"".join([process.entry() for process in self.lineage()])
+        """Event.process_lineage, encoded. Kept until an ancestor has another name, which is rare."""
+        if self._line_at != Process.changes:
+            above = self.parent.lineage_field() if self.parent is not None else b""
+            self._line = self.entry() + above
+            self._line_at = Process.changes
+        return self._line
+
+    def adopt(self, parent: Process | None) -> None:
+        """Another parent."""
+        self.parent = parent
+        Process.changes += 1
+
+    def depth(self) -> int:
+        """How many processes the lineage has."""
+        return sum(1 for _ in self.lineage())
 
     def __repr__(self) -> str:
         return f"<Process {self.pid} {self.command!r}>"
@@ -114,7 +138,9 @@ class ProcessTable:
                 process = self._learned(stat, before)
                 parents[process] = stat.parent
         for process, parent in parents.items():
-            process.parent = self.by_pid.get(parent)
+            process.adopt(self.by_pid.get(parent))
+            if process.parent is not None:
+                process.parent.has_forked = True
         for process in parents:
             self.publish(process)
 
@@ -138,7 +164,7 @@ class ProcessTable:
         if stat is not None:
             process = self._learned(stat, before)
             if stat.parent:
-                process.parent = self.by_pid.get(stat.parent) or (self.learn(stat.parent) if stat.parent else None)
+                process.adopt(self.by_pid.get(stat.parent) or self.learn(stat.parent))
         else:
             process = Process(pid, None, "", b"", None)
             process.alive = False
@@ -165,6 +191,7 @@ class ProcessTable:
             if stat is not None and abs(stat.start - start) <= 1:
                 start = stat.start
         process = Process(pid, start, self.process_id(pid, start), command, parent)
+        parent.has_forked = True
         process.container = parent.container
         process.foreign = parent.foreign
         process.is_kernel_thread = parent.is_kernel_thread
@@ -181,8 +208,8 @@ class ProcessTable:
         process.alive = False
         self._dead.append((when, process))
         parent = process.parent
-        if parent is not None and not parent.alive and sum(1 for _ in process.lineage()) > _MAX_DEPTH:
-            process.parent = self.by_pid.get(1)  # a chain that grows by dying, one generation at a time
+        if parent is not None and not parent.alive and process.depth() > _MAX_DEPTH:
+            process.adopt(self.by_pid.get(1))  # a chain that grows by dying, one generation at a time
 
     def moved(self, process: Process, container: int) -> None:
         """The process is in another container (0: the host) now."""
@@ -212,7 +239,7 @@ class ProcessTable:
             known = self.by_pid.get(stat.pid)
             if known is None or known.start != stat.start:
                 process = self._learned(stat, now)
-                process.parent = self.by_pid.get(stat.parent)
+                process.adopt(self.by_pid.get(stat.parent))
                 self.publish(process)
             else:
                 known.threads, known.counted_at = stat.threads, now
@@ -225,11 +252,11 @@ class ProcessTable:
 
     def head_of(self, process: Process) -> bytes:
         """The encoded fields that stand before an event's own: who, and in which container."""
-        return (
-            self._fields["process_id"].encode(process.id)
-            + self._fields["process_pid"].encode(process.pid)
-            + self.containers.get(process.container, self.containers[0])[0]
-        )
+        if not process.head:
+            process.head = self._fields["process_id"].encode(process.id) + self._fields["process_pid"].encode(
+                process.pid
+            )
+        return process.head + self.containers.get(process.container, self.containers[0])[0]
 
     def tail_of(self, process: Process) -> bytes:
         """The encoded fields that stand behind it: the container's names."""

@@ -38,6 +38,14 @@ from .tracefs.probe import has_event_probes, probe_features, sweep
 
 log = logging.getLogger(__name__)
 
+_RECORD, _FULL, _LOST, _UNKNOWN, _CORRUPT, _YIELD = (  # a look at lib costs more than the comparison
+    lib.RS_RECORD,
+    lib.RS_FULL,
+    lib.RS_LOST,
+    lib.RS_UNKNOWN,
+    lib.RS_CORRUPT,
+    lib.RS_YIELD,
+)
 _BUDGET = 1 << 14  # records between two turns for others
 _IDLE_INTERVAL = 0.1  # s between drains while nobody listens
 _AGAIN = 0.001  # s until a record that waits is tried again
@@ -279,20 +287,20 @@ class Sensor:
         budget = _BUDGET
         while True:
             why = engine.drain(budget)
-            if why == lib.RS_RECORD:
+            if why == _RECORD:
                 handler = handlers.get(stop.source)
                 if handler is not None and handler() == WAIT:
                     lib.rs_again(engine.handle)
                     delay = _AGAIN
                     break
-            elif why == lib.RS_FULL:
+            elif why == _FULL:
                 if stop.index in self.outputs:
                     self.flush(self.outputs[stop.index])
-            elif why == lib.RS_UNKNOWN:
+            elif why == _UNKNOWN:
                 self.processes.learn(stop.pid)
-            elif why == lib.RS_LOST or why == lib.RS_CORRUPT:
-                self._lost(why == lib.RS_CORRUPT)
-            elif why == lib.RS_YIELD:
+            elif why == _LOST or why == _CORRUPT:
+                self._lost(why == _CORRUPT)
+            elif why == _YIELD:
                 delay = 0
                 break
             else:

@@ -27,6 +27,8 @@ def varint(value: int) -> bytes:
     """A base-128 varint of a number of up to 64 bits; negative ones take ten bytes."""
     if 0 <= value < 0x80:
         return _ONE[value]
+    if 0 <= value < 0x4000:
+        return _TWO[value & 0x7F] + _ONE[value >> 7]
     value &= _MASK
     out = bytearray()
     while value >= 0x80:
@@ -37,6 +39,7 @@ def varint(value: int) -> bytes:
 
 
 _ONE = [bytes([n]) for n in range(0x80)]
+_TWO = [bytes([n | 0x80]) for n in range(0x80)]
 
 
 def zigzag(value: int) -> int:
@@ -47,6 +50,8 @@ def zigzag(value: int) -> int:
 def utf8(text: str | bytes) -> bytes:
     """Text as a protobuf string may hold it: what is not UTF-8 is replaced by U+FFFD."""
     if isinstance(text, bytes):
+        if text.isascii():
+            return text
         text = text.decode("utf-8", "replace")
     return text.encode("utf-8", "replace")
 
@@ -72,7 +77,12 @@ class Field:
 
 
 def _delimited(data: bytes) -> bytes:
-    return varint(len(data)) + data
+    size = len(data)
+    return (_ONE[size] if size < 0x80 else varint(size)) + data
+
+
+def _text(text: str | bytes) -> bytes:
+    return _delimited(utf8(text))
 
 
 _WRITERS: dict[str, Callable[[Any], bytes]] = {
@@ -80,7 +90,7 @@ _WRITERS: dict[str, Callable[[Any], bytes]] = {
     betterproto2.TYPE_SINT64: lambda v: varint(zigzag(v)),
     betterproto2.TYPE_FIXED32: lambda v: int(v).to_bytes(4, "little"),
     betterproto2.TYPE_FIXED64: lambda v: int(v).to_bytes(8, "little"),
-    betterproto2.TYPE_STRING: lambda v: _delimited(utf8(v)),
+    betterproto2.TYPE_STRING: _text,
     betterproto2.TYPE_BYTES: _delimited,
     betterproto2.TYPE_MESSAGE: _delimited,
 }
@@ -126,8 +136,8 @@ def encode(message: type[betterproto2.Message], **values: Any) -> bytes:
         field = known[name]
         if field.repeated:
             parts.append(_repeated(field, value))
-        else:
-            parts.append(field.encode(value))
+        elif value or field.in_oneof:
+            parts.append(field.tag + field.write(value))
     return b"".join(parts)
 
 
@@ -137,4 +147,5 @@ def _repeated(field: Field, values: Iterable[Any]) -> bytes:
 
 def nest(message: type[betterproto2.Message], name: str, body: bytes) -> bytes:
     """`body` as the message field `name`."""
-    return fields(message)[name].tag + varint(len(body)) + body
+    size = len(body)
+    return fields(message)[name].tag + (_ONE[size] if size < 0x80 else varint(size)) + body

@@ -119,6 +119,7 @@ class ProcessFamily:
         self._exit_status = ""  # how it is had; empty if it is not
         self._exit_note = ""
         self._codes: dict[int, int] = {}
+        self._exit_bodies: dict[int | None, bytes] = {}
         tracefs = sensor.tracefs
         newtask = tracefs.read_format("task", "task_newtask")
         executed = tracefs.read_format("sched", "sched_process_exec")
@@ -366,7 +367,15 @@ class ProcessFamily:
             self._engine.emit(outputs, stop.time, body, stop.cpu, stop.pid, stop.tid)
 
     def _body(self, kind: ProcessEventType, facts: dict[str, Any]) -> bytes:
-        return wire.nest(Event, "process", wire.encode(ProcessEvent, type=kind, **facts))
+        if kind is not ProcessEventType.EXIT:
+            return wire.nest(Event, "process", wire.encode(ProcessEvent, type=kind, **facts))
+        code = facts.get("exit_code")
+        body = self._exit_bodies.get(code)
+        if body is None:  # most exits are alike
+            body = wire.nest(Event, "process", wire.encode(ProcessEvent, type=kind, **facts))
+            if len(self._exit_bodies) < _MOST_CODES:
+                self._exit_bodies[code] = body
+        return body
 
     def replay(self, output: int, since: int) -> None:
         """Tell an output what happened since then (CLOCK_MONOTONIC_RAW ns), as far as it is remembered."""
