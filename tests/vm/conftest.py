@@ -22,14 +22,11 @@ def matrix(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
     folder = tmp_path_factory.mktemp("vm", numbered=False)
     try:
+        machine.check()
         chosen = run.selected()
-        runs = run.run_all(
-            chosen, lambda kernel: run.run_tests(kernel, run.default_tests(), folder / kernel.name), told
-        )
-    except machine.NotBooted as error:
+    except (machine.NotBooted, kernels.NoKernel) as error:
         pytest.skip(str(error))
-    except kernels.NoKernel as error:
-        pytest.fail(str(error), pytrace=False)
+    runs = run.run_all(chosen, run.guest_tests(), folder, told)
     request.config.stash[RUNS] = runs
     return {one.kernel.suite: one for one in runs}
 

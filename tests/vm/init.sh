@@ -12,7 +12,9 @@ nine=trans=virtio,version=9p2000.L,access=any,msize=512000
 $b mount -t 9p -o ro,cache=loose,$nine root /lower
 $b mount -t tmpfs memory /memory
 $b mkdir /memory/upper /memory/work
-$b mount -t overlay -o lowerdir=/lower,upperdir=/memory/upper,workdir=/memory/work overlay /root
+layers=/lower
+if [ -b /dev/vda ] && $b mount -t ext4 -o ro /dev/vda /image; then layers=/image/files:/lower; fi
+$b mount -t overlay -o lowerdir=$layers,upperdir=/memory/upper,workdir=/memory/work overlay /root
 
 $b mount -t proc proc /root/proc
 $b mount -t sysfs sys /root/sys

@@ -84,41 +84,63 @@ def selected(names: Sequence[str] = ()) -> list[kernels.Kernel]:
     return kernels.get(tuple(names or default))
 
 
-def run_all(
-    chosen: Iterable[kernels.Kernel], one: Callable[[kernels.Kernel], Run], told: Callable[[str], None]
-) -> list[Run]:
-    """`one` for each kernel, JOBS side by side; each run's end is told at once."""
+# a kernel's turn: kernel, folder for the results, image of this Python
+Turn = Callable[[kernels.Kernel, Path, Path | None], Run]
 
-    def timed(kernel: kernels.Kernel) -> Run:
-        run = one(kernel)
+
+def run_all(
+    chosen: Iterable[kernels.Kernel], turn: Turn, folder: Path, told: Callable[[str], None]
+) -> list[Run]:
+    """Each kernel's turn, JOBS side by side, results in folders of their names; its end is told at once."""
+
+    def one(kernel: kernels.Kernel) -> Run:
+        run = turn(kernel, folder / kernel.name, image)
         told(f"{kernel.release}: {run.times()}{', FAILED' if run.failures else ''}")
         return run
 
-    with ThreadPoolExecutor(JOBS) as pool:
-        return list(pool.map(timed, chosen))
-
-
-def run_command(kernel: kernels.Kernel, script: str, results: Path, timeout: float, cgroup: str) -> Run:
-    """A shell script in the guest; it fails by its exit status."""
+    image = machine.python_image(folder / "python.img")
     try:
-        outcome = machine.boot(kernel, script, results, timeout=timeout, cwd=PROJECT, cgroup=cgroup)
-    except machine.NotBooted as error:
-        return Run(kernel, None, str(error))
-    return Run(kernel, outcome, _end(outcome, timeout))
+        with ThreadPoolExecutor(JOBS) as pool:
+            return list(pool.map(one, chosen))
+    finally:
+        if image:
+            image.unlink()
+
+
+def commands(script: str, timeout: float, cgroup: str) -> Turn:
+    """A shell script in the guest; it fails by its exit status."""
+
+    def turn(kernel: kernels.Kernel, results: Path, image: Path | None) -> Run:
+        try:
+            outcome = machine.boot(
+                kernel, script, results, timeout=timeout, cwd=PROJECT, cgroup=cgroup, image=image
+            )
+        except machine.NotBooted as error:
+            return Run(kernel, None, str(error))
+        return Run(kernel, outcome, _end(outcome, timeout))
+
+    return turn
+
+
+def guest_tests(names: Sequence[str] = (), timeout: float = TIMEOUT, cgroup: str = "v2") -> Turn:
+    """These tests in the guest, all that are meant for it if none is named, and `ringside check`."""
+    chosen = names or [name for name in (SMOKE, LIVE) if (PROJECT / name).exists()]
+    return lambda kernel, results, image: run_tests(kernel, chosen, results, timeout, cgroup, image)
 
 
 def run_tests(
     kernel: kernels.Kernel,
-    tests: Sequence[str],
+    names: Sequence[str],
     results: Path,
-    timeout: float = TIMEOUT,
-    cgroup: str = "v2",
+    timeout: float,
+    cgroup: str,
+    image: Path | None,
 ) -> Run:
     """These tests in the guest, with this Python and this checkout."""
     (results / "junit.xml").unlink(missing_ok=True)
     (results / "check.json").unlink(missing_ok=True)
     pytest = [
-        *(sys.executable, "-m", "pytest", *tests, "-v", "--color=no", "--durations=10"),
+        *(sys.executable, "-m", "pytest", *names, "-v", "--color=no", "--durations=10"),
         # a test that hangs shows where, before the whole run is out of time
         *("-p", "no:cacheprovider", "-o", f"faulthandler_timeout={timeout / 3:.0f}"),
         *("--junit-xml=/run/results/junit.xml", "-o", "junit_logging=no"),
@@ -133,7 +155,9 @@ fi
     # whoever skips a live test here hides that something is missing
     env = {"RINGSIDE_REQUIRE": "live", "PYTHONDONTWRITEBYTECODE": "1"}
     try:
-        outcome = machine.boot(kernel, script, results, timeout=timeout, cwd=PROJECT, env=env, cgroup=cgroup)
+        outcome = machine.boot(
+            kernel, script, results, timeout=timeout, cwd=PROJECT, env=env, cgroup=cgroup, image=image
+        )
     except machine.NotBooted as error:
         return Run(kernel, None, str(error))
     found = tuple(read_junit(results / "junit.xml"))
@@ -257,6 +281,10 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+def tell(line: str) -> None:
+    print(line, flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tests.vm.run", description=(__doc__ or "").partition("\n")[0]
@@ -277,14 +305,12 @@ def main() -> None:
     folder: Path = arguments.results or Path(tempfile.mkdtemp(prefix="ringside-vm-"))
     script = arguments.shell or shlex.join(arguments.command[1 if arguments.command[:1] == ["--"] else 0 :])
 
-    def one(kernel: kernels.Kernel) -> Run:
-        place = folder / kernel.name
-        if script:
-            return run_command(kernel, script, place, arguments.timeout, arguments.cgroup)
-        tests = arguments.tests or default_tests()
-        return run_tests(kernel, tests, place, arguments.timeout, arguments.cgroup)
-
-    runs = run_all(selected(arguments.kernel), one, lambda line: print(line, flush=True))
+    folder.mkdir(parents=True, exist_ok=True)
+    machine.check()
+    chosen = selected(arguments.kernel)
+    limits = (arguments.timeout, arguments.cgroup)
+    turn = commands(script, *limits) if script else guest_tests(arguments.tests, *limits)
+    runs = run_all(chosen, turn, folder, tell)
     for run in runs:
         if script and run.outcome:
             print(f"\n--- {run.kernel.release}\n{run.outcome.output}", end="")
@@ -294,11 +320,6 @@ def main() -> None:
         print(f"\n{tables(runs, each_test=arguments.each)}")
     print(f"results: {folder}")
     raise SystemExit(any(run.failures for run in runs))
-
-
-def default_tests() -> list[str]:
-    """What is there of the smoke tests and the live tests."""
-    return [name for name in (SMOKE, LIVE) if (PROJECT / name).exists()]
 
 
 if __name__ == "__main__":
