@@ -91,12 +91,12 @@ int64_t rs_fetch_arguments(int32_t pid, uint64_t abi, uint64_t sp, const uint8_t
     unsigned word = abi == PERF_SAMPLE_REGS_ABI_32 ? 4 : 8;
     uint64_t count = stack_word(pid, sp, stack, stack_length, 0, word);
     uint64_t first = stack_word(pid, sp, stack, stack_length, 1, word);
+    *argc = *address = *complete = 0;
+    if (!sp || !first || !count || count > MAX_ARGUMENTS)
+        return -ENODATA;
     uint64_t end = stack_word(pid, sp, stack, stack_length, count + 2, word);
     *argc = count;
     *address = first;
-    *complete = 0;
-    if (!sp || !first || !count || count > MAX_ARGUMENTS)
-        return -ENODATA;
     size_t want = end > first && end - first < room ? (size_t)(end - first) : room, have = 0;
     if (first > sp && first - sp < stack_length) {
         have = stack_length - (size_t)(first - sp) < want ? stack_length - (size_t)(first - sp) : want;
@@ -173,9 +173,10 @@ static bool carry(struct courier *c, struct lane *l)
     while (l->at < head) {
         uint64_t offset = l->at & (l->from_size - 1), left = head - l->at;
         const uint8_t *p = l->from_data + offset;
-        uint32_t size = left >= 8 ? (uint32_t)load(p + 6, 2) : 0;
+        uint32_t size = (left | l->at) % 8 ? 0 : (uint32_t)load(p + 6, 2);
         if (size < 32 || size % 8 || size > left) {
             l->at = head; /* no record; see ring_load() */
+            __atomic_store_n(&l->from->data_tail, l->at, __ATOMIC_RELEASE);
             break;
         }
         if (offset + size > l->from_size) {

@@ -341,18 +341,27 @@ int rs_output_containers(rs_engine *e, uint32_t output, const uint8_t *bits, siz
     return 0;
 }
 
-void rs_output_clear(rs_engine *e, uint32_t output)
+/* Take an output off the list of those to flush, on which it stands once at most. */
+static void not_ready(rs_engine *e, uint32_t output)
 {
-    if (output >= e->n_outputs)
+    if (!e->outputs[output].ready)
         return;
-    free(e->outputs[output].data);
-    free(e->outputs[output].containers);
-    e->outputs[output] = (struct output){0};
     size_t kept = 0;
     for (size_t i = 0; i < e->n_ready; i++)
         if (e->ready[i] != output)
             e->ready[kept++] = e->ready[i];
     e->n_ready = kept;
+    e->outputs[output].ready = false;
+}
+
+void rs_output_clear(rs_engine *e, uint32_t output)
+{
+    if (output >= e->n_outputs)
+        return;
+    not_ready(e, output);
+    free(e->outputs[output].data);
+    free(e->outputs[output].containers);
+    e->outputs[output] = (struct output){0};
 }
 
 void rs_output_batch(const rs_engine *e, uint32_t output, rs_batch *batch)
@@ -370,7 +379,7 @@ void rs_output_reset(rs_engine *e, uint32_t output)
         return;
     e->outputs[output].length = 0;
     e->outputs[output].events = 0;
-    e->outputs[output].ready = false;
+    not_ready(e, output);
 }
 
 uint64_t rs_output_left(const rs_engine *e, uint32_t output)
@@ -488,6 +497,21 @@ static bool hold(rs_engine *e, struct held h, const uint32_t *outputs, const uin
     return true;
 }
 
+/* Fill `wanting` with those of the outputs that want such an event, each once; their number. */
+static size_t choose(rs_engine *e, const uint32_t *outputs, size_t n_outputs, uint64_t time, bool self,
+                     uint32_t container)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < n_outputs; i++) {
+        size_t k = 0;
+        while (k < n && e->wanting[k] != outputs[i])
+            k++;
+        if (k == n && outputs[i] < e->n_outputs && wants(&e->outputs[outputs[i]], time, self, container))
+            e->wanting[n++] = outputs[i];
+    }
+    return n;
+}
+
 /* Hand an event with a ready body (the field of Event's oneof, tag and all, and what comes before) to those
    outputs that want it. `container` counts for an event of no process. Returns its sequence number, or 0 if
    nobody took it, or if it waits for its container. */
@@ -495,22 +519,22 @@ uint64_t rs_emit(rs_engine *e, const uint32_t *outputs, uint32_t n_outputs, uint
                  int32_t tid, uint32_t container, const uint8_t *body, size_t length)
 {
     const struct process *p = pid > 0 ? process_of(e, pid) : NULL;
-    size_t n = 0;
-    if (length > BODY_ROOM)
-        return 0;
     if (p && p->flags & RS_HOLD && length <= MAX_RECORD && n_outputs <= e->n_outputs) {
         struct held h = {0, (uint32_t)length, 0, p->container, UINT32_MAX, time, cpu, pid, tid, n_outputs};
         if (hold(e, h, outputs, body, NULL))
             return 0;
     }
-    for (uint32_t i = 0; i < n_outputs; i++)
-        if (outputs[i] < e->n_outputs && n < e->wanting_room &&
-            wants(&e->outputs[outputs[i]], time, pid == e->self_pid, p ? p->container : container))
-            e->wanting[n++] = outputs[i];
+    size_t n = choose(e, outputs, n_outputs, time, pid == e->self_pid, p ? p->container : container);
     if (!n)
         return 0;
-    put(e->body, body, length);
-    return deliver(e, e->wanting, n, time, cpu, tid, p, false, e->body, length);
+    uint8_t *copy = length > BODY_ROOM ? malloc(length + SLACK) : e->body; /* deliver() reads SLACK more */
+    if (!copy)
+        return 0;
+    put(copy, body, length);
+    uint64_t sequence = deliver(e, e->wanting, n, time, cpu, tid, p, false, copy, length);
+    if (copy != e->body)
+        free(copy);
+    return sequence;
 }
 
 /* ---- sources: what the kernel's events feed ------------------------------------------------------ */
@@ -792,12 +816,14 @@ static inline void ring_load(struct ring *r, uint64_t cut)
 {
     uint64_t left = r->head - r->at;
     r->record = NULL;
-    if (left < sizeof(struct perf_event_header))
-        goto torn;
+    if (!left)
+        return;
+    if (left > r->size || (left | r->at) % 8)
+        goto corrupt;
     uint64_t offset = r->at & (r->size - 1);
     const uint8_t *p = r->data + offset; /* a header never wraps: records are multiples of 8 */
     uint32_t size = (uint32_t)load(p + 6, 2);
-    if (size < 32 || size > left || size % 8 || size > r->size)
+    if (size < 32 || size > left || size % 8)
         goto corrupt;
     if (offset + size > r->size) {
         if (!r->wrap && !(r->wrap = malloc(MAX_RECORD)))
@@ -814,9 +840,6 @@ static inline void ring_load(struct ring *r, uint64_t cut)
     r->record_size = size;
     r->record_time = time;
     return;
-torn:
-    if (!left)
-        return;
 corrupt: /* nothing behind it can be trusted; begin again with what comes next */
     r->skipped += left;
     r->at = r->head;
@@ -843,11 +866,14 @@ struct record { /* a sample, taken apart */
     int32_t pid, tid;
 };
 
-static inline size_t collect(rs_engine *e, const struct source *s, int32_t at, size_t n, const struct record *rec, bool self, uint32_t container)
+static inline size_t collect(rs_engine *e, const struct source *s, int32_t at, int64_t key, size_t n,
+                             const struct record *rec, bool self, uint32_t container)
 {
     size_t before = n;
     for (; at != NO_ENTRY; at = s->entries[at].next) {
         const rs_entry *entry = &s->entries[at];
+        if (entry->key != key && !entry->any)
+            continue; /* `others` has all keys that by_key has no place for */
         if (!wants(&e->outputs[entry->output], rec->time, self, container))
             continue;
         size_t k = 0;
@@ -868,19 +894,12 @@ static void dispatch(rs_engine *e, const struct source *s, const struct record *
 {
     bool self = rec->pid == e->self_pid;
     uint32_t container = p ? p->container : 0;
-    size_t n = collect(e, s, s->any, 0, rec, self, container);
+    size_t n = collect(e, s, s->any, 0, 0, rec, self, container);
     if (s->key_size && s->key_offset <= rec->raw_length && s->key_size <= rec->raw_length - s->key_offset &&
         (s->by_key || s->others != NO_ENTRY)) {
         int64_t key = (int64_t)sign_extend(load(rec->raw + s->key_offset, s->key_size), s->key_size);
-        if (s->by_key && key >= 0 && key < KEYS) {
-            n = collect(e, s, s->by_key[key], n, rec, self, container);
-        } else {
-            for (int32_t at = s->others; at != NO_ENTRY; at = s->entries[at].next)
-                if (s->entries[at].key == key) {
-                    n = collect(e, s, at, n, rec, self, container);
-                    break;
-                }
-        }
+        int32_t list = s->by_key && key >= 0 && key < KEYS ? s->by_key[key] : s->others;
+        n = collect(e, s, list, key, n, rec, self, container);
     }
     if (!n) {
         *(self ? &e->counters.self : &e->counters.unwanted) += 1;
@@ -910,13 +929,8 @@ uint64_t rs_release(rs_engine *e, uint32_t container)
             const struct process *p = process_of(e, h.pid);
             released++;
             if (h.source == UINT32_MAX) {
-                size_t n = 0;
-                for (uint32_t i = 0; i < h.n_outputs; i++) {
-                    uint32_t output = (uint32_t)load(bytes + 4 * i, 4);
-                    if (output < e->n_outputs &&
-                        wants(&e->outputs[output], h.time, h.pid == e->self_pid, p ? p->container : 0))
-                        e->wanting[n++] = output;
-                }
+                size_t n = choose(e, (const uint32_t *)(const void *)bytes, h.n_outputs, h.time,
+                                  h.pid == e->self_pid, p ? p->container : 0);
                 put(e->body, bytes + 4 * h.n_outputs, h.length);
                 if (n)
                     deliver(e, e->wanting, n, h.time, h.cpu, h.tid, p, false, e->body, h.length);
@@ -1037,6 +1051,7 @@ int rs_drain(rs_engine *e, uint64_t budget, rs_stop *stop)
         uint64_t second = UINT64_MAX; /* the time up to which `first` may go on alone */
         if (e->n_ready) {
             stop->index = (int32_t)e->ready[--e->n_ready];
+            e->outputs[stop->index].ready = false;
             return RS_FULL;
         }
         for (size_t i = 0; i < e->n_rings; i++) {
@@ -1087,5 +1102,6 @@ int rs_drain(rs_engine *e, uint64_t budget, rs_stop *stop)
         if (e->rings[i].used)
             ring_publish(&e->rings[i]);
     e->draining = false;
+    stop->time = e->cut;
     return RS_DONE;
 }

@@ -71,7 +71,7 @@ enum { /* flags of a process */
 
 /* Why rs_drain() returned. */
 enum {
-    RS_DONE,    /* all that is older than the moment the drain began is handled */
+    RS_DONE,    /* all that is older than `time`, just before the drain began, is handled */
     RS_RECORD,  /* a lifecycle record: the stop's fields say what */
     RS_FULL,    /* output `index` has reached its flush size */
     RS_LOST,    /* ring `index` lost `count` records between `since` and `time` */
