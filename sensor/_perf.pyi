@@ -1,0 +1,233 @@
+# The C engine as cffi presents it: `lib` has what _perf.h declares (a test compares the two).
+
+from typing import Any, TypeAlias
+
+# cffi's objects have whatever attributes their C type has, so this is where typing ends
+CData: TypeAlias = Any
+Bytes: TypeAlias = Any  # bytes, or a char pointer
+
+class _FFI:
+    NULL: CData
+    def new(self, cdecl: str, init: object = ..., /) -> CData: ...
+    def cast(self, cdecl: str, source: object, /) -> CData: ...
+    def buffer(self, cdata: CData, size: int = ..., /) -> Any: ...
+    def from_buffer(self, python_buffer: Any, /) -> CData: ...
+    def memmove(self, dest: Any, src: Any, n: int, /) -> None: ...
+    def sizeof(self, cdecl: str | CData, /) -> int: ...
+    def offsetof(self, cdecl: str, *fields: str) -> int: ...
+    def typeof(self, cdecl: str | CData, /) -> Any: ...
+
+class _Lib:
+    RS_OP_CONST: int
+    RS_OP_UINT: int
+    RS_OP_INT: int
+    RS_OP_ZIGZAG: int
+    RS_OP_BOOL: int
+    RS_OP_RAW: int
+    RS_OP_CHARS: int
+    RS_OP_STRING: int
+    RS_OP_BYTES: int
+    RS_OP_BLOCK: int
+    RS_OP_BEGIN: int
+    RS_OP_END: int
+    RS_OP_UNLESS: int
+    RS_OP_FETCHED: int
+    RS_KEEP_ZERO: int
+    RS_SWAP: int
+    RS_SIDE: int
+    RS_ABSTRACT: int
+    RS_SIGNED: int
+    RS_FAULTY: int
+    RS_DATA_LOC: int
+    RS_ACCEPT: int
+    RS_REJECT: int
+    RS_EQ: int
+    RS_NE: int
+    RS_LT: int
+    RS_LE: int
+    RS_GT: int
+    RS_GE: int
+    RS_GLOB: int
+    RS_BITS: int
+    RS_TEST_INT: int
+    RS_TEST_TEXT: int
+    RS_LIFECYCLE: int
+    RS_FETCHED: int
+    RS_LINEAGE: int
+    RS_CGROUP: int
+    RS_NATIVE: int
+    RS_FOREIGN: int
+    RS_HOLD: int
+    RS_DONE: int
+    RS_RECORD: int
+    RS_FULL: int
+    RS_LOST: int
+    RS_UNKNOWN: int
+    RS_CORRUPT: int
+    RS_YIELD: int
+    RS_FETCH_ARGUMENTS: int
+    RS_FETCH_TEXT: int
+    RS_FETCH_BLOCK: int
+    RS_FETCH_NAME: int
+
+    def rs_new(
+        self,
+        self_pid: int,
+        tags: CData,
+        first_sequence: int,
+        id_prefix: Bytes,
+        id_length: int,
+        sensor_field: Bytes,
+        sensor_length: int,
+        /,
+    ) -> CData: ...
+    def rs_free(self, e: CData, /) -> None: ...
+    def rs_clock(self, /) -> int: ...
+    def rs_count(self, e: CData, /) -> CData: ...
+    def rs_sequence(self, e: CData, /) -> int: ...
+    def rs_perf_open(self, perf: CData, cpu: int, cgroup_fd: int, /) -> int: ...
+    def rs_perf_id(self, fd: int, id: CData, /) -> int: ...
+    def rs_perf_filter(self, fd: int, filter: Bytes, /) -> int: ...
+    def rs_perf_redirect(self, fd: int, ring_fd: int, /) -> int: ...
+    def rs_perf_enable(self, fd: int, on: int, /) -> int: ...
+    def rs_perf_lost(self, fd: int, /) -> int: ...
+    def rs_courier_start(self, e: CData, priority: int, /) -> int: ...
+    def rs_fetch_set(self, e: CData, id: int, fetch: CData, /) -> int: ...
+    def rs_ring_prompt(self, e: CData, fd: int, cpu: int, pages: int, /) -> int: ...
+    def rs_fetch_arguments(
+        self,
+        pid: int,
+        abi: int,
+        sp: int,
+        stack: Bytes,
+        stack_length: int,
+        out: CData,
+        room: int,
+        argc: CData,
+        address: CData,
+        complete: CData,
+        /,
+    ) -> int: ...
+    def rs_ring_open(self, e: CData, fd: int, cpu: int, pages: int, /) -> int: ...
+    def rs_ring_attach(self, e: CData, memory: CData, pages: int, page_size: int, cpu: int, /) -> int: ...
+    def rs_ring_close(self, e: CData, ring: int, /) -> None: ...
+    def rs_ring_lost(self, e: CData, ring: int, /) -> int: ...
+    def rs_ring_waiting(self, e: CData, ring: int, /) -> int: ...
+    def rs_source_set(
+        self,
+        e: CData,
+        source: int,
+        flags: int,
+        ops: CData,
+        n_ops: int,
+        pool: Bytes,
+        pool_length: int,
+        key_offset: int,
+        key_size: int,
+        /,
+    ) -> int: ...
+    def rs_source_route(
+        self,
+        e: CData,
+        source: int,
+        entries: CData,
+        n_entries: int,
+        tests: CData,
+        n_tests: int,
+        pool: Bytes,
+        pool_length: int,
+        /,
+    ) -> int: ...
+    def rs_source_view(
+        self,
+        e: CData,
+        source: int,
+        offset: int,
+        length: int,
+        count_offset: int,
+        /,
+    ) -> int: ...
+    def rs_event_set(self, e: CData, id: int, source: int, since: int, until: int, /) -> int: ...
+    def rs_event_clear(self, e: CData, id: int, /) -> None: ...
+    def rs_output_set(
+        self,
+        e: CData,
+        output: int,
+        flush_at: int,
+        since: int,
+        until: int,
+        limit: int,
+        interval: int,
+        include_self: int,
+        /,
+    ) -> int: ...
+    def rs_output_containers(self, e: CData, output: int, bits: Bytes, length: int, /) -> int: ...
+    def rs_output_clear(self, e: CData, output: int, /) -> None: ...
+    def rs_output_batch(self, e: CData, output: int, batch: CData, /) -> None: ...
+    def rs_output_reset(self, e: CData, output: int, /) -> None: ...
+    def rs_output_left(self, e: CData, output: int, /) -> int: ...
+    def rs_process_set(
+        self,
+        e: CData,
+        pid: int,
+        flags: int,
+        container: int,
+        head: Bytes,
+        head_length: int,
+        lineage: Bytes,
+        lineage_length: int,
+        tail: Bytes,
+        tail_length: int,
+        /,
+    ) -> int: ...
+    def rs_process_clear(self, e: CData, pid: int, /) -> None: ...
+    def rs_process_count(self, e: CData, /) -> int: ...
+    def rs_release(self, e: CData, container: int, /) -> int: ...
+    def rs_publish_field(self, e: CData, field: Bytes, length: int, /) -> None: ...
+    def rs_drain(self, e: CData, budget: int, stop: CData, /) -> int: ...
+    def rs_again(self, e: CData, /) -> None: ...
+    def rs_emit(
+        self,
+        e: CData,
+        outputs: CData,
+        n_outputs: int,
+        time: int,
+        cpu: int,
+        pid: int,
+        tid: int,
+        with_lineage: int,
+        body: Bytes,
+        length: int,
+        /,
+    ) -> int: ...
+    def rs_plan_run(
+        self,
+        ops: CData,
+        n_ops: int,
+        pool: Bytes,
+        pool_length: int,
+        raw: Bytes,
+        raw_length: int,
+        side: Bytes,
+        side_length: int,
+        out: CData,
+        room: int,
+        /,
+    ) -> int: ...
+    def rs_tests_run(
+        self,
+        tests: CData,
+        n_tests: int,
+        pool: Bytes,
+        pool_length: int,
+        raw: Bytes,
+        raw_length: int,
+        side: Bytes,
+        side_length: int,
+        /,
+    ) -> int: ...
+    def rs_glob(self, pattern: Bytes, pattern_length: int, text: Bytes, length: int, /) -> int: ...
+    def rs_read_memory(self, pid: int, address: int, out: CData, length: int, /) -> int: ...
+
+ffi: _FFI
+lib: _Lib
