@@ -131,7 +131,9 @@ static size_t fetch(const rs_fetch *how, const uint8_t *p, uint32_t size, struct
             sp = load(more + 8, 8);
             more += 16;
             left -= 16;
-            if (left >= 8 && (reserved = load(more, 8)) && reserved + 16 <= left)
+            if (left >= 8 && (reserved = load(more, 8)) > left)
+                reserved = 0;
+            if (reserved && reserved + 16 <= left)
                 copied = load(more + 8 + reserved, 8);
             size_t end = 8 + (reserved ? (size_t)reserved + 8 : 0); /* PERF_SAMPLE_CGROUP comes behind */
             if (reserved + 24 <= left)

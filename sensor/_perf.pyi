@@ -54,7 +54,6 @@ class _Lib:
     RS_LIFECYCLE: int
     RS_FETCHED: int
     RS_LINEAGE: int
-    RS_CGROUP: int
     RS_NATIVE: int
     RS_FOREIGN: int
     RS_HOLD: int
@@ -195,7 +194,7 @@ class _Lib:
         cpu: int,
         pid: int,
         tid: int,
-        with_lineage: int,
+        container: int,
         body: Bytes,
         length: int,
         /,
@@ -228,6 +227,7 @@ class _Lib:
     ) -> int: ...
     def rs_glob(self, pattern: Bytes, pattern_length: int, text: Bytes, length: int, /) -> int: ...
     def rs_read_memory(self, pid: int, address: int, out: CData, length: int, /) -> int: ...
+    def rs_count_events(self, response: Bytes, length: int, /) -> int: ...
 
 ffi: _FFI
 lib: _Lib

@@ -428,7 +428,7 @@ def test_any_bytes_in_a_ring(pieces: list[bytes], start: int, extra: int) -> Non
         for event, source in ((9, fetched), (10, name), (11, viewed)):
             rig.event(event, source)
             rig.engine.route(source, [Route(rig.all)])
-        rig.event(LIFE, rig.engine.open_source(lib.RS_LIFECYCLE | lib.RS_FETCHED | lib.RS_CGROUP))
+        rig.event(LIFE, rig.engine.open_source(lib.RS_LIFECYCLE | lib.RS_FETCHED))
         data = b"".join(pieces)[: ring.size]
         ring.put(start, data)
         ring.head = start + len(data) + extra
@@ -623,11 +623,11 @@ def test_a_lifecycle_record_that_must_wait_comes_again(pair: Calls) -> None:
 def test_the_memory_that_the_courier_brought(rig: Calls) -> None:
     life = rig.engine.open_source(lib.RS_LIFECYCLE | lib.RS_FETCHED)
     rig.event(LIFE, life)
-    words = struct.pack("=5Q", 2, 3, 0x7FFF0000, 1, 11) + b"sh\0-c\0true\0".ljust(16, b"\0")
+    words = struct.pack("=6Q", 2, 3, 0x7FFF0000, 1, 77, 11) + b"sh\0-c\0true\0".ljust(16, b"\0")
     rig.ring.write(sample(LIFE, now(), b"r" * 12, more=words))
     stop = rig.step()
     told = rig.engine.stop
-    assert (told.abi, told.argc, told.address, told.complete) == (2, 3, 0x7FFF0000, 1)
+    assert (told.abi, told.argc, told.address, told.complete, told.cgroup) == (2, 3, 0x7FFF0000, 1, 77)
     assert (stop.raw, stop.memory) == (b"r" * 12, b"sh\0-c\0true\0")
 
 
@@ -636,19 +636,11 @@ def test_a_length_of_memory_is_not_believed(rig: Calls) -> None:
     rig.event(LIFE, life)
     for length in (17, 1 << 40, (1 << 64) - 1):
         rig.ring.write(
-            sample(LIFE, now(), b"r" * 12, more=struct.pack("=5Q", 1, 1, 1, 1, length) + b"x" * 16)
+            sample(LIFE, now(), b"r" * 12, more=struct.pack("=6Q", 1, 1, 1, 1, 1, length) + b"x" * 16)
         )
         assert [stop.memory for stop in rig.drain()] == [b"x" * 16]
-    rig.ring.write(sample(LIFE, now(), b"r" * 12, more=b"x" * 32))
+    rig.ring.write(sample(LIFE, now(), b"r" * 12, more=b"x" * 40))
     assert [stop.memory for stop in rig.drain()] == [b""]
-
-
-def test_the_cgroup_that_a_sample_ends_with(rig: Calls) -> None:
-    life = rig.engine.open_source(lib.RS_LIFECYCLE | lib.RS_CGROUP)
-    rig.event(LIFE, life)
-    rig.ring.write(sample(LIFE, now(), b"r" * 12, more=struct.pack("=Q", 1 << 50)))
-    rig.step()
-    assert rig.engine.stop.cgroup == 1 << 50
 
 
 # --- outputs
