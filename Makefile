@@ -45,7 +45,7 @@ $(VENV)/.made: tests/find-python.sh
 	@touch $@
 
 # editable: a change in a .py file needs no new installation
-$(VENV)/.installed: $(VENV)/.made pyproject.toml setup.py build_ffi.py $(wildcard sensor/_perf.*[ch])
+$(VENV)/.installed: $(VENV)/.made pyproject.toml setup.py build_ffi.py $(wildcard sensor/_*.[ch])
 	$(PIP) install --editable .
 	@touch $@
 
