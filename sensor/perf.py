@@ -358,6 +358,8 @@ class KernelEvent:
             ffi.new("rs_fetch *", (fetch.kind, fetch.offset, fetch.count, fetch.length)) if fetch else ffi.NULL
         )
         self._opened: _Opened | None = None
+        self._gone = self._told = 0  # samples lost by perf events that are closed; told of so far
+        self.outputs: Callable[[], list[int]] | None = None  # who misses what is lost; None: everybody
 
     @property
     def filter(self) -> str | None:
@@ -397,7 +399,7 @@ class KernelEvent:
         if stale is not None:
             for _, _, number in stale.events:
                 lib.rs_event_set(self.rings.engine.handle, number, self.source, 0, now)
-            self.rings.retire(stale.events)
+            self.rings.retire(self, stale.events)
             self.rings.release(self.lane)
         else:
             self.rings.open_events.append(self)
@@ -408,7 +410,7 @@ class KernelEvent:
         if self._opened is not None:
             stale, self._opened = self._opened, None
             self.rings.open_events.remove(self)
-            self.rings.retire(stale.events)
+            self.rings.retire(self, stale.events)
             self.rings.release(self.lane)
 
     def add_cpu(self, cpu: int) -> None:
@@ -424,11 +426,22 @@ class KernelEvent:
         if self._opened is not None:
             gone = [one for one in self._opened.events if one[0] == cpu]
             self._opened.events = [one for one in self._opened.events if one[0] != cpu]
-            self.rings.retire(gone)
+            self.rings.retire(self, gone)
 
-    def lost(self) -> int:
-        """Samples that found the ring full, as the kernel counts them (since 6.0; else 0)."""
-        return sum(max(0, lib.rs_perf_lost(fd)) for _, fd, _ in self._opened.events) if self._opened else 0
+    def lost(self) -> int | None:
+        """Samples that found a ring full since the last time, as the kernel counts them; None before 6.0."""
+        now = self._gone
+        for _, fd, _ in self._opened.events if self._opened else ():
+            count = lib.rs_perf_lost(fd)
+            if count < 0:
+                return None
+            now += count
+        fresh, self._told = now - self._told, now
+        return fresh
+
+    def closing(self, fd: int) -> None:
+        """One of its perf events is about to be closed: keep its count."""
+        self._gone += max(0, lib.rs_perf_lost(fd))
 
     def _open_on(self, cpu: int, filter_text: str | None) -> tuple[int, int, int]:
         self._perf.watermark = self.rings.watermark(self.lane)
@@ -496,7 +509,7 @@ class Rings:
             self._sizes[lane] //= 2
         self._rings: dict[tuple[int, Lane], _CpuRing] = {}
         self._users = dict.fromkeys(Lane, 0)
-        self._retired: list[tuple[int, int]] = []  # (descriptor or -1, id): to close after the next drain
+        self._retired: list[tuple[KernelEvent, int, int]] = []  # to close after the next drain
         self._offline: list[_CpuRing] = []
         self._later: list[Callable[[], None]] = []
         self._at_close: list[Callable[[], None]] = []
@@ -536,11 +549,11 @@ class Rings:
         """One event less. The rings stay until the drain has emptied them."""
         self._users[lane] -= 1
 
-    def retire(self, events: list[tuple[int, int, int]]) -> None:
+    def retire(self, of: KernelEvent, events: list[tuple[int, int, int]]) -> None:
         """Disable perf events now, and close them when their records have been read."""
         for _, fd, number in events:
             lib.rs_perf_enable(fd, 0)
-            self._retired.append((fd, number))
+            self._retired.append((of, fd, number))
 
     def watch_closing(self, work: Callable[[], None]) -> None:
         """Do it when all perf events are closed, at the very end."""
@@ -554,7 +567,8 @@ class Rings:
         """After a complete drain: close what is no longer needed."""
         if self._retired:
             retired, self._retired = self._retired, []
-            for fd, number in retired:
+            for event, fd, number in retired:
+                event.closing(fd)
                 _forget(self.engine, fd, number)
         if self._offline:
             offline, self._offline = self._offline, []

@@ -66,6 +66,8 @@ class Sensor:
         self._closing: list[Callable[[], None]] = []
         self._running = False
         self._event_probes: bool | None = None
+        self._resync = False  # lifecycle records were lost
+        self._losses_at = 0
 
     # -- life --------------------------------------------------------------------------------------
 
@@ -136,6 +138,7 @@ class Sensor:
         self.processes.scan()
         self.container_family.open()
         self._running = True
+        self._losses_at = clock()
         self._drain_now()
         self.spawn(self._housekeeping(), "housekeeping")
 
@@ -191,14 +194,13 @@ class Sensor:
             await asyncio.sleep(_HOUSEKEEPING)
             self._cpus_changed()
             self._count_misses()
+            self._count_losses(self._losses_at, clock())  # the last of a burst has no record behind it to tell
 
     def _count_misses(self) -> None:
         now = clock()
         for event, missed in self.probes.misses():
             loss = Loss(f"the probe on {event.name} missed calls", missed, now - int(_HOUSEKEEPING * 1e9), now)
-            for number in event.outputs:
-                for subscriber in self.outputs[number].subscribers:
-                    subscriber.report(replace(loss))
+            self._report(event.outputs, loss)
 
     def _cpus_changed(self) -> None:
         self._hotplug.changed()
@@ -306,6 +308,9 @@ class Sensor:
             else:
                 self.processes.forget_dead(clock())
                 self.rings.settle()
+                if self._resync:
+                    self._resync = False
+                    self.processes.resync()
                 break
         for output in list(self.outputs.values()):
             self.flush(output)
@@ -314,17 +319,38 @@ class Sensor:
     def _lost(self, corrupt: bool) -> None:
         stop = self.engine.stop
         lane = self.rings.lane_of(stop.index)
+        name = lane.value if lane else "closed"
+        if lane is Lane.LIFECYCLE or lane is Lane.PROMPT:
+            self._resync = True
         if corrupt:
-            cause, count = f"the {lane.value if lane else ''} ring of CPU {stop.cpu} held no valid record", 1
-        else:
-            cause, count = f"the {lane.value if lane else ''} ring of CPU {stop.cpu} was full", stop.count
-        log.warning("%s: %d records lost", cause, count)
-        for output in self.outputs.values():
-            if lane is Lane.LIFECYCLE or output.has_bulk:
-                for subscriber in output.subscribers:
-                    subscriber.report(Loss(cause, count, stop.since or stop.time, stop.time))
-        if lane is Lane.LIFECYCLE:
-            self.processes.resync()
+            log.warning("the %s ring of CPU %d held %d bytes that are no record", name, stop.cpu, stop.count)
+            self._report(None, Loss(f"the {name} ring of CPU {stop.cpu} held no valid record", 1, stop.time, stop.time))
+        elif not self._count_losses(stop.since or stop.time, stop.time):
+            log.warning("the %s ring of CPU %d was full: %d records lost", name, stop.cpu, stop.count)
+            outputs = [output.number for output in self.outputs.values() if lane is Lane.LIFECYCLE or output.has_bulk]
+            cause = f"the {name} ring of CPU {stop.cpu} was full"
+            self._report(outputs, Loss(cause, stop.count, stop.since or stop.time, stop.time))
+
+    def _count_losses(self, since: int, until: int) -> bool:
+        """Tell each event's subscribers what the kernel says was lost of it; False if it does not say."""
+        for event in list(self.rings.open_events):
+            count = event.lost()
+            if count is None:
+                return False
+            if count:
+                log.warning("%s: %d records found a ring full and are lost", event.name, count)
+                outputs = event.outputs() if event.outputs is not None else None
+                self._report(outputs, Loss(f"{event.name}: a ring was full", count, since, until))
+                if event.lane is not Lane.BULK and outputs is None:
+                    self._resync = True
+        self._losses_at = until
+        return True
+
+    def _report(self, outputs: list[int] | None, loss: Loss) -> None:
+        for number in list(self.outputs) if outputs is None else dict.fromkeys(outputs):
+            if number in self.outputs:
+                for subscriber in self.outputs[number].subscribers:
+                    subscriber.report(replace(loss))
 
     # -- subscriptions -----------------------------------------------------------------------------
 

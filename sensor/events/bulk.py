@@ -65,6 +65,7 @@ class BulkEvent:
         self.kernel = KernelEvent(
             rings, record.name, event_id, self.source, Lane.PROMPT if fetch else Lane.BULK, fetch=fetch
         )
+        self.kernel.outputs = lambda: self.outputs
 
     def include_self(self, on: bool) -> None:
         """While a rung proves itself, the sensor's own records pass the kernel's filter."""

@@ -52,18 +52,18 @@ WAIT = 1
 
 
 class Layout:
-    """Reads some integer and text fields of a record at their offsets."""
+    """Reads some integer fields of a record, all at once."""
 
     def __init__(self, record: Format, *names: str) -> None:
-        self._readers: list[tuple[str, struct.Struct, int]] = []
-        for name in names:
-            found = record[name]
-            code = {1: "b", 2: "h", 4: "i", 8: "q"}[found.size]
-            self._readers.append((name, struct.Struct("=" + (code if found.signed else code.upper())), found.offset))
-
-    def read(self, raw: Any) -> list[int]:
-        """The fields' values, in the order of their names."""
-        return [reader.unpack_from(raw, offset)[0] for _, reader, offset in self._readers]
+        chosen = sorted((record[name] for name in names), key=lambda one: one.offset)
+        text, at = "=", 0
+        for one in chosen:
+            code = {1: "b", 2: "h", 4: "i", 8: "q"}[one.size]
+            text += f"{one.offset - at}x" + (code if one.signed else code.upper())
+            at = one.offset + one.size
+        if [one.name for one in chosen] != list(names):
+            raise ValueError(f"{record.name}: {', '.join(names)} are not in the order of the record")
+        self.read = struct.Struct(text).unpack_from
 
 
 def text_at(raw: Any, offset: int, length: int) -> bytes:
@@ -129,7 +129,7 @@ class ProcessFamily:
         self._newtask_comm = newtask["comm"].offset
         self._filename = Layout(executed, "filename")
         self._group_dead = "group_dead" in exited
-        self._renamed = Layout(renamed, *(["pid"] if "pid" in renamed else []))
+        self._renamed = Layout(renamed, "pid") if "pid" in renamed else None  # else it is the caller itself
         self._renamed_comm = renamed["newcomm"].offset
         processes_only = f"!(clone_flags & {_CLONE_THREAD})" if self._group_dead else None
         self._events = [
@@ -349,8 +349,7 @@ class ProcessFamily:
     def _on_rename(self) -> int:
         stop = self._engine.stop
         raw = ffi.buffer(stop.raw, stop.raw_length)
-        fields = self._renamed.read(raw)
-        tid = fields[0] if fields else stop.tid
+        tid = self._renamed.read(raw)[0] if self._renamed is not None else stop.tid
         process = self._table.by_pid.get(tid)
         if process is not None and process.alive:
             process.rename(text_at(raw, self._renamed_comm, 16))
