@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import os
 import subprocess
 import sys
@@ -112,9 +111,11 @@ def settle(client: subprocess.Popen[str], expected: int, patience: float = 5.0) 
 def machine() -> str:
     """This machine in a few words."""
     model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
         "unknown CPU",
     )
     return f"{model}, {os.cpu_count()} CPUs, Linux {os.uname().release.split('-')[0]}, Python {sys.version.split()[0]}"
-
-

@@ -6,7 +6,6 @@ import asyncio
 import sys
 
 import uvloop
-
 from ringside.api.v0 import GetEventsResponse
 from ringside.client import connect
 from ringside.sensor._perf import ffi, lib

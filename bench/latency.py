@@ -8,7 +8,6 @@ import time
 
 import uvloop
 from common import LOAD_CPU, load_program, machine, pinned, sensor
-
 from ringside.client import connect, events, syscalls
 
 
@@ -28,7 +27,9 @@ async def measure(seconds: float, rate: float) -> None:
                 except TimeoutError:
                     continue
                 if event.event is not None and event.event.process_pid == process.pid:
-                    late.append(time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW) - event.event.sensor_monotime_nanos)
+                    late.append(
+                        time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW) - event.event.sensor_monotime_nanos
+                    )
             await stream.aclose()
     late.sort()
     print(f"# {machine()}")

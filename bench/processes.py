@@ -8,7 +8,6 @@ import time
 
 import uvloop
 from common import LOAD_CPU, cpu_time, load_program, machine, pinned, sensor
-
 from ringside.client import connect, events, processes
 
 ARGUMENTS = ["/bin/true", "an argument", "", "another"]
@@ -58,7 +57,9 @@ async def measure(seconds: float, rate: float) -> None:
             await process.wait()
             await stream.aclose()
     print(f"# {machine()}")
-    print(f"issued {issued:,} in {elapsed:.1f} s: forks {forked:,}, execs {right + wrong:,}, exits {exited:,}")
+    print(
+        f"issued {issued:,} in {elapsed:.1f} s: forks {forked:,}, execs {right + wrong:,}, exits {exited:,}"
+    )
     print(f"command lines right: {right:,}, wrong or missing: {wrong:,}")
     print(f"sensor's CPU: {used / elapsed:.1%} of a core, {used / max(1, issued or 1) * 1e6:.0f} µs each")
 

@@ -42,7 +42,16 @@ def parse_duration(text: str) -> int:
 
 def parse_flag(text: str) -> bool:
     """True or False, from "yes", "no", "1", "0" and the like; ValueError otherwise."""
-    value = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+    value = {
+        "1": True,
+        "true": True,
+        "yes": True,
+        "on": True,
+        "0": False,
+        "false": False,
+        "no": False,
+        "off": False,
+    }
     if text.strip().lower() not in value:
         raise ValueError(f"{text!r} is neither yes nor no")
     return value[text.strip().lower()]
@@ -74,10 +83,15 @@ class Config:
         32 << 20, "What may wait for one subscriber before its events are dropped.", parse_size, kind="size"
     )
     drain_interval: int = _setting(
-        10_000_000, "How often the rings are read while there are subscribers.", parse_duration, kind="duration"
+        10_000_000,
+        "How often the rings are read while there are subscribers.",
+        parse_duration,
+        kind="duration",
     )
     include_self: bool = _setting(False, "Include what the sensor itself does.", parse_flag)
-    lineage: str = _setting("process", "Which events carry the lineage: process (and container) events, or all.")
+    lineage: str = _setting(
+        "process", "Which events carry the lineage: process (and container) events, or all."
+    )
     mechanism: str = _setting(
         "auto", "How file names and addresses are had: auto (the best), kprobe, tracepoint, eprobe or memory."
     )
@@ -86,12 +100,20 @@ class Config:
     engine: str = _setting(
         "auto", "The container engine's socket: auto, none, or a path such as /run/docker.sock."
     )
-    host_root: str = _setting("/", "Where the host's root directory is, to read the container runtimes' state.")
+    host_root: str = _setting(
+        "/", "Where the host's root directory is, to read the container runtimes' state."
+    )
     hold: int = _setting(
-        100_000_000, "How long a new container's first events may wait for its name.", parse_duration, kind="duration"
+        100_000_000,
+        "How long a new container's first events may wait for its name.",
+        parse_duration,
+        kind="duration",
     )
     history_size: int = _setting(
-        16 << 20, "What is kept of past process and container events for `since_duration`.", parse_size, kind="size"
+        16 << 20,
+        "What is kept of past process and container events for `since_duration`.",
+        parse_size,
+        kind="size",
     )
     metrics: str = _setting("", "HOST:PORT to serve Prometheus metrics on; none if empty.")
 
@@ -111,7 +133,9 @@ class Config:
         if self.lineage not in ("process", "all"):
             raise RequestError("lineage", f"{self.lineage!r} is neither process nor all")
         if self.mechanism not in ("auto", "kprobe", "tracepoint", "eprobe", "memory"):
-            raise RequestError("mechanism", f"{self.mechanism!r} is none of auto, kprobe, tracepoint, eprobe, memory")
+            raise RequestError(
+                "mechanism", f"{self.mechanism!r} is none of auto, kprobe, tracepoint, eprobe, memory"
+            )
         if self.sensor_id and not re.fullmatch(r"[\w.-]{1,40}", self.sensor_id):
             raise RequestError("sensor-id", "1 to 40 letters, digits, dots, dashes or underscores")
         for address in self.listen:
@@ -134,7 +158,9 @@ class Address:
     @property
     def is_local(self) -> bool:
         """True if only this machine can reach it."""
-        return bool(self.path) or self.host in ("127.0.0.1", "::1", "localhost") or self.host.startswith("127.")
+        return (
+            bool(self.path) or self.host in ("127.0.0.1", "::1", "localhost") or self.host.startswith("127.")
+        )
 
 
 def parse_address(text: str, field: str = "listen") -> Address:
@@ -151,7 +177,9 @@ def parse_address(text: str, field: str = "listen") -> Address:
 
 
 def load(
-    options: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None, file: str | Path | None = None
+    options: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+    file: str | Path | None = None,
 ) -> Config:
     """A Config from options (None: not given), RINGSIDE_* variables and a TOML file; RequestError if wrong."""
     environ = os.environ if environ is None else environ

@@ -36,7 +36,9 @@ class ExitConnector:
         self.lost = 0
         try:
             self.socket = socket.socket(
-                socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, _NETLINK_CONNECTOR
+                socket.AF_NETLINK,
+                socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,
+                _NETLINK_CONNECTOR,
             )
         except OSError as error:
             raise UnservableError(
@@ -84,7 +86,17 @@ class ExitConnector:
         body = struct.pack("=I", operation)
         self.socket.send(
             _MESSAGE.pack(
-                _MESSAGE.size + len(body), 3, 0, 0, os.getpid(), _CN_IDX_PROC, _CN_VAL_PROC, 0, 0, len(body), 0
+                _MESSAGE.size + len(body),
+                3,
+                0,
+                0,
+                os.getpid(),
+                _CN_IDX_PROC,
+                _CN_VAL_PROC,
+                0,
+                0,
+                len(body),
+                0,
             )
             + body
         )

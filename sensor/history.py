@@ -34,7 +34,9 @@ class History:
         self._used = 0
         self.since = 0  # nothing older is known
 
-    def add(self, kind: Any, time: int, cpu: int, tid: int, subject: Any, facts: dict[str, Any], text: int = 0) -> None:
+    def add(
+        self, kind: Any, time: int, cpu: int, tid: int, subject: Any, facts: dict[str, Any], text: int = 0
+    ) -> None:
         """Keep one; `text` is how many bytes of text it holds."""
         past = Past(kind, time, cpu, tid, subject, facts, _COST + text)
         self._events.append(past)

@@ -95,7 +95,11 @@ class Engine:
     """The C engine: rings in, batches of encoded events out. Close it when done; close is idempotent."""
 
     def __init__(self, sensor_id: str, self_pid: int, first_sequence: int = 1) -> None:
-        event, outer, response = wire.fields(Event), wire.fields(TelemetryEvent), wire.fields(GetEventsResponse)
+        event, outer, response = (
+            wire.fields(Event),
+            wire.fields(TelemetryEvent),
+            wire.fields(GetEventsResponse),
+        )
         tags = ffi.new("rs_tags *")
         for name, tag in (
             ("events", response["events"].tag),
@@ -156,7 +160,16 @@ class Engine:
     ) -> int:
         """Give an event with this body (fields of Event) to outputs; its sequence number, 0 if none took it."""
         number: int = lib.rs_emit(
-            self.handle, outputs if len(outputs) != 1 else self._one(outputs[0]), len(outputs), time, cpu, pid, tid, container, body, len(body)
+            self.handle,
+            outputs if len(outputs) != 1 else self._one(outputs[0]),
+            len(outputs),
+            time,
+            cpu,
+            pid,
+            tid,
+            container,
+            body,
+            len(body),
         )
         return number
 
@@ -189,7 +202,8 @@ class Engine:
         output = self._free_outputs.pop() if self._free_outputs else self._outputs
         self._outputs = max(self._outputs, output + 1)
         _check(
-            lib.rs_output_set(self.handle, output, flush_at, since, until, limit, interval, include_self), "output"
+            lib.rs_output_set(self.handle, output, flush_at, since, until, limit, interval, include_self),
+            "output",
         )
         return output
 
@@ -208,7 +222,9 @@ class Engine:
         lib.rs_output_batch(self.handle, output, batch)
         if not batch.events:
             return None
-        taken = Batch(bytes(ffi.buffer(batch.data, batch.length)), batch.events, batch.first_time, batch.last_time)
+        taken = Batch(
+            bytes(ffi.buffer(batch.data, batch.length)), batch.events, batch.first_time, batch.last_time
+        )
         lib.rs_output_reset(self.handle, output)
         return taken
 
@@ -219,13 +235,16 @@ class Engine:
 
     # -- sources -----------------------------------------------------------------------------------
 
-    def open_source(self, flags: int, plan: Plan | None = None, key_offset: int = 0, key_size: int = 0) -> int:
+    def open_source(
+        self, flags: int, plan: Plan | None = None, key_offset: int = 0, key_size: int = 0
+    ) -> int:
         """A new source of records, its number."""
         source = self._free_sources.pop() if self._free_sources else self._sources
         self._sources = max(self._sources, source + 1)
         ops, count, pool = pack_plan(plan or Plan())
         _check(
-            lib.rs_source_set(self.handle, source, flags, ops, count, pool, len(pool), key_offset, key_size), "source"
+            lib.rs_source_set(self.handle, source, flags, ops, count, pool, len(pool), key_offset, key_size),
+            "source",
         )
         if plan is not None and plan.view is not None:
             _check(lib.rs_source_view(self.handle, source, *plan.view), "view")
@@ -258,7 +277,13 @@ class Engine:
     # -- processes ---------------------------------------------------------------------------------
 
     def set_process(
-        self, pid: int, head: bytes, lineage: bytes = b"", tail: bytes = b"", container: int = 0, flags: int = 0
+        self,
+        pid: int,
+        head: bytes,
+        lineage: bytes = b"",
+        tail: bytes = b"",
+        container: int = 0,
+        flags: int = 0,
     ) -> None:
         """The encoded fields that go into each event of this process: before and after the event's own."""
         _check(
@@ -353,9 +378,13 @@ class KernelEvent:
         self.event_id = event_id
         self.source = source
         self.lane = lane
-        self._perf = ffi.new("rs_perf *", {"tracepoint": event_id, "stack_size": stack_size, "cgroup": cgroup})
+        self._perf = ffi.new(
+            "rs_perf *", {"tracepoint": event_id, "stack_size": stack_size, "cgroup": cgroup}
+        )
         self._fetch = (
-            ffi.new("rs_fetch *", (fetch.kind, fetch.offset, fetch.count, fetch.length)) if fetch else ffi.NULL
+            ffi.new("rs_fetch *", (fetch.kind, fetch.offset, fetch.count, fetch.length))
+            if fetch
+            else ffi.NULL
         )
         self._opened: _Opened | None = None
         self._gone = self._told = 0  # samples lost by perf events that are closed; told of so far
@@ -385,7 +414,9 @@ class KernelEvent:
                 fresh.events.append(self._open_on(cpu, filter_text))
             for _, _, number in fresh.events:
                 # not before the old one ends
-                _check(lib.rs_event_set(self.rings.engine.handle, number, self.source, (1 << 64) - 1, 0), "event")
+                _check(
+                    lib.rs_event_set(self.rings.engine.handle, number, self.source, (1 << 64) - 1, 0), "event"
+                )
             for _, fd, _ in fresh.events:
                 _check(lib.rs_perf_enable(fd, 1), f"enable {self.name}")
         except BaseException:
@@ -462,7 +493,10 @@ class KernelEvent:
             number = ffi.new("uint64_t *")
             _check(lib.rs_perf_id(fd, number), f"id of {self.name}")
             if self._fetch != ffi.NULL:
-                _check(lib.rs_fetch_set(self.rings.engine.handle, number[0], self._fetch), f"fetch of {self.name}")
+                _check(
+                    lib.rs_fetch_set(self.rings.engine.handle, number[0], self._fetch),
+                    f"fetch of {self.name}",
+                )
             return cpu, fd, number[0]
         except BaseException:
             os.close(fd)
@@ -488,7 +522,9 @@ def _refused(what: str, number: int) -> Exception:
     if number == errno.ENOSYS:
         return SetupError("this kernel has no perf events", "it needs CONFIG_PERF_EVENTS")
     if number in (errno.EMFILE, errno.ENFILE):
-        return SetupError("too few file descriptors for perf events", "raise the limit, as with ulimit -n 65536")
+        return SetupError(
+            "too few file descriptors for perf events", "raise the limit, as with ulimit -n 65536"
+        )
     return KernelError(f"perf_event_open for {what}", number)
 
 
@@ -501,8 +537,14 @@ class Rings:
     def __init__(self, engine: Engine, ring_size: int, lifecycle_ring_size: int, total: int) -> None:
         self.engine = engine
         self.cpus = online_cpus()
-        self._sizes = {Lane.BULK: ring_size, Lane.LIFECYCLE: lifecycle_ring_size, Lane.PROMPT: lifecycle_ring_size}
-        while len(self.cpus) * sum(self._sizes.values()) > total:  # many CPUs: halve the largest until all fit
+        self._sizes = {
+            Lane.BULK: ring_size,
+            Lane.LIFECYCLE: lifecycle_ring_size,
+            Lane.PROMPT: lifecycle_ring_size,
+        }
+        while (
+            len(self.cpus) * sum(self._sizes.values()) > total
+        ):  # many CPUs: halve the largest until all fit
             lane = max(self._sizes, key=lambda one: self._sizes[one])
             if self._sizes[lane] <= _SMALLEST:
                 break

@@ -140,7 +140,9 @@ class Fetch:
     count: str | None = None
 
 
-Source = Kernel | Side | int | str | bytes | Mapping[str, "Source"] | Sequence["When | Fetch | tuple[str, Source]"]
+Source = (
+    Kernel | Side | int | str | bytes | Mapping[str, "Source"] | Sequence["When | Fetch | tuple[str, Source]"]
+)
 Table = Mapping[str, Any] | Sequence[Any]
 
 
@@ -229,7 +231,9 @@ class _Compiler:
     def value(self, target: wire.Field, source: Kernel | Side) -> Op:
         flags = KEEP_ZERO if target.in_oneof else 0
         if target.type in (betterproto2.TYPE_STRING, betterproto2.TYPE_BYTES):
-            return replace(self.text(target, source), tag=target.tag, flags=self.text(target, source).flags | flags)
+            return replace(
+                self.text(target, source), tag=target.tag, flags=self.text(target, source).flags | flags
+            )
         if target.type in (betterproto2.TYPE_FIXED32, betterproto2.TYPE_FIXED64):
             op = self.integer(OpCode.RAW, source)
             size = 4 if target.type == betterproto2.TYPE_FIXED32 else 8
@@ -251,7 +255,10 @@ class _Compiler:
         if isinstance(source, Side):
             flags = SIDE | (ABSTRACT if source.abstract else 0)
             return Op(
-                OpCode.CHARS if is_text else OpCode.BLOCK, offset=source.offset, length=source.size, flags=flags
+                OpCode.CHARS if is_text else OpCode.BLOCK,
+                offset=source.offset,
+                length=source.size,
+                flags=flags,
             )
         found = self.find(source)
         faulty = FAULTY if source.faulty else 0

@@ -34,12 +34,30 @@ _LINEAGE = wire.fields(Event)["process_lineage"]
 class Process:
     """One process, alive or remembered as somebody's ancestor."""
 
-    __slots__ = ("pid", "start", "id", "command", "parent", "threads", "counted_at", "alive", "container", "foreign",
-                 "_entry", "_line", "_line_at", "is_kernel_thread", "head", "has_forked")  # fmt: skip
+    __slots__ = (
+        "_entry",
+        "_line",
+        "_line_at",
+        "alive",
+        "command",
+        "container",
+        "counted_at",
+        "foreign",
+        "has_forked",
+        "head",
+        "id",
+        "is_kernel_thread",
+        "parent",
+        "pid",
+        "start",
+        "threads",
+    )  # fmt: skip
 
     changes = 0  # of names and parents of any process that may be an ancestor
 
-    def __init__(self, pid: int, start: int | None, id: str, command: str | bytes, parent: Process | None) -> None:
+    def __init__(
+        self, pid: int, start: int | None, id: str, command: str | bytes, parent: Process | None
+    ) -> None:
         self.pid = pid
         self.start = start  # clock ticks since boot; None if unknown
         self.id = id

@@ -72,7 +72,11 @@ def _inner_parts(stream: Any) -> tuple[Any, Any, Any, Any] | None:
             callable(inner._transport.writelines),
             inner.connection.write_ready.wait,
             inner.window_updated.wait,
-            min(h2.outbound_flow_control_window, h2_stream.outbound_flow_control_window, h2.max_outbound_frame_size),
+            min(
+                h2.outbound_flow_control_window,
+                h2_stream.outbound_flow_control_window,
+                h2.max_outbound_frame_size,
+            ),
         )
         return parts if all(part is not None for part in ready) else None
     except (AttributeError, KeyError, TypeError):

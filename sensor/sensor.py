@@ -175,7 +175,9 @@ class Sensor:
                 "start the container with --pid=host (hostPID: true in Kubernetes)",
             )
         if not Path(self.config.proc, "self").exists():
-            raise SetupError(f"no procfs at {self.config.proc}", "mount one, or set --proc to where the host's is")
+            raise SetupError(
+                f"no procfs at {self.config.proc}", "mount one, or set --proc to where the host's is"
+            )
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Run something until the sensor stops; it is logged if it fails."""
@@ -194,12 +196,16 @@ class Sensor:
             await asyncio.sleep(_HOUSEKEEPING)
             self._cpus_changed()
             self._count_misses()
-            self._count_losses(self._losses_at, clock())  # the last of a burst has no record behind it to tell
+            self._count_losses(
+                self._losses_at, clock()
+            )  # the last of a burst has no record behind it to tell
 
     def _count_misses(self) -> None:
         now = clock()
         for event, missed in self.probes.misses():
-            loss = Loss(f"the probe on {event.name} missed calls", missed, now - int(_HOUSEKEEPING * 1e9), now)
+            loss = Loss(
+                f"the probe on {event.name} missed calls", missed, now - int(_HOUSEKEEPING * 1e9), now
+            )
             self._report(event.outputs, loss)
 
     def _cpus_changed(self) -> None:
@@ -255,7 +261,9 @@ class Sensor:
             "subscribers": sum(len(output.subscribers) for output in self.outputs.values()),
             "outputs": len(self.outputs),
             "processes": len(self.processes.by_pid),
-            "queued_bytes": sum(one.waiting for output in self.outputs.values() for one in output.subscribers),
+            "queued_bytes": sum(
+                one.waiting for output in self.outputs.values() for one in output.subscribers
+            ),
             "cpus": len(self.rings.cpus),
         }
 
@@ -324,10 +332,14 @@ class Sensor:
             self._resync = True
         if corrupt:
             log.warning("the %s ring of CPU %d held %d bytes that are no record", name, stop.cpu, stop.count)
-            self._report(None, Loss(f"the {name} ring of CPU {stop.cpu} held no valid record", 1, stop.time, stop.time))
+            self._report(
+                None, Loss(f"the {name} ring of CPU {stop.cpu} held no valid record", 1, stop.time, stop.time)
+            )
         elif not self._count_losses(stop.since or stop.time, stop.time):
             log.warning("the %s ring of CPU %d was full: %d records lost", name, stop.cpu, stop.count)
-            outputs = [output.number for output in self.outputs.values() if lane is Lane.LIFECYCLE or output.has_bulk]
+            outputs = [
+                output.number for output in self.outputs.values() if lane is Lane.LIFECYCLE or output.has_bulk
+            ]
             cause = f"the {name} ring of CPU {stop.cpu} was full"
             self._report(outputs, Loss(cause, stop.count, stop.since or stop.time, stop.time))
 
@@ -403,7 +415,9 @@ class Sensor:
                 for path, error in output.refused
             ),
             *(
-                make_status(Code.FAILED_PRECONDITION, f"{family}: {note}", "BEST_EFFORT", family=family, cause=note)
+                make_status(
+                    Code.FAILED_PRECONDITION, f"{family}: {note}", "BEST_EFFORT", family=family, cause=note
+                )
                 for family, note in output.notes()
             ),
         )

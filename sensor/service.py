@@ -23,12 +23,11 @@ from grpclib.const import Status as GrpcStatus
 from grpclib.encoding.proto import ProtoCodec
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 from grpclib.server import Server
-
 from ringside.api.descriptors import message_class
 from ringside.api.v0 import GetEventsRequest
 
 from .config import Address, Config, parse_address
-from .errors import KernelError, RequestError, RingsideError, SetupError, UnservableError
+from .errors import RequestError, RingsideError, SetupError, UnservableError
 from .sending import BatchSender
 from .sensor import Sensor, SensorStopped
 
@@ -107,7 +106,6 @@ class TelemetryService:
 def _handlers(sensor: Sensor) -> list[Any]:
     from grpclib.health.service import Health
     from grpclib.reflection.service import ServerReflection
-
     from ringside.api.descriptors import pool
 
     pool()
@@ -127,7 +125,9 @@ def bind(address: Address) -> socket.socket:
             return made
         except OSError as error:
             made.close()
-            raise SetupError(f"can't listen at {address}: {error.strerror or error}", "choose another") from error
+            raise SetupError(
+                f"can't listen at {address}: {error.strerror or error}", "choose another"
+            ) from error
     path = Path(address.path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -178,7 +178,10 @@ def check_addresses(config: Config) -> list[Address]:
 
 
 async def serve(
-    config: Config, *, started: Callable[[list[str]], None] = lambda addresses: None, stop: asyncio.Event | None = None
+    config: Config,
+    *,
+    started: Callable[[list[str]], None] = lambda addresses: None,
+    stop: asyncio.Event | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT (or `stop` is set), then end all streams and leave nothing behind.
 
@@ -205,7 +208,9 @@ async def serve(
             server = Server(_handlers(sensor), codec=BytesCodec())
             await server.start(sock=made)
             servers.append(server)
-            names.append(str(address if address.path else Address(host=address.host, port=made.getsockname()[1])))
+            names.append(
+                str(address if address.path else Address(host=address.host, port=made.getsockname()[1]))
+            )
         started(names)
         await stop.wait()
         await sensor.stop_streams()

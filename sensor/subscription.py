@@ -8,25 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
-
-import betterproto2
+from typing import TYPE_CHECKING
 
 from ringside.api import ErrorInfo, Status
+from ringside.api.google.protobuf import Any as AnyMessage
 from ringside.api.v0 import (
     ContainerFilter,
-    EventFilter,
     GetEventsResponse,
     Subscription,
     ThrottleModifierIntervalType,
 )
-from ringside.api.google.protobuf import Any as AnyMessage
 
 from .errors import RequestError, RingsideError, UnservableError
 from .events import Want
@@ -62,7 +57,9 @@ def make_status(code: Code, message: str, reason: str = "", **metadata: object) 
     """A Status, with one ErrorInfo in its details if a reason is given."""
     details = []
     if reason:
-        info = ErrorInfo(reason=reason, domain=DOMAIN, metadata={key: str(value) for key, value in metadata.items()})
+        info = ErrorInfo(
+            reason=reason, domain=DOMAIN, metadata={key: str(value) for key, value in metadata.items()}
+        )
         details.append(AnyMessage(type_url="type.googleapis.com/google.rpc.ErrorInfo", value=bytes(info)))
     return Status(code=int(code), message=message, details=details)
 
@@ -316,11 +313,15 @@ def _modifiers(subscription: Subscription) -> tuple[int, int]:
     if modifier is not None and modifier.limit is not None:
         limit = modifier.limit.limit
         if limit <= 0:
-            raise RequestError("subscription.modifier.limit.limit", f"{limit} is not a positive number of events")
+            raise RequestError(
+                "subscription.modifier.limit.limit", f"{limit} is not a positive number of events"
+            )
     if modifier is not None and modifier.throttle is not None:
         throttle = modifier.throttle
         if throttle.interval <= 0:
-            raise RequestError("subscription.modifier.throttle.interval", f"{throttle.interval} is not positive")
+            raise RequestError(
+                "subscription.modifier.throttle.interval", f"{throttle.interval} is not positive"
+            )
         if throttle.interval_type not in _INTERVALS:
             raise RequestError(
                 "subscription.modifier.throttle.interval_type", "must be MILLISECOND, SECOND, MINUTE or HOUR"

@@ -120,7 +120,11 @@ def fields(message: type[betterproto2.Message]) -> dict[str, Field]:
 
 def _message_in(hint: Any) -> type[betterproto2.Message] | None:
     for part in (hint, *typing.get_args(hint)):
-        if typing.get_origin(part) is None and isinstance(part, type) and issubclass(part, betterproto2.Message):
+        if (
+            typing.get_origin(part) is None
+            and isinstance(part, type)
+            and issubclass(part, betterproto2.Message)
+        ):
             return part
     return None
 

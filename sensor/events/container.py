@@ -228,7 +228,12 @@ class ContainerFamily:
             self._set_bit(output, matcher, bits, member, container)
 
     def _set_bit(
-        self, output: Output, matcher: ContainerMatcher, bits: bytearray, member: _Member, container: Container
+        self,
+        output: Output,
+        matcher: ContainerMatcher,
+        bits: bytearray,
+        member: _Member,
+        container: Container,
     ) -> None:
         at, bit = divmod(member.number, 8)
         if len(bits) <= at:
@@ -383,7 +388,13 @@ class ContainerFamily:
             asyncio.get_running_loop().call_later(_FORGET, self._forget, step.container.id)
 
     def _emit(
-        self, outputs: list[int], when: int, member: _Member, step: Transition, kind: ContainerEventType, full: bool
+        self,
+        outputs: list[int],
+        when: int,
+        member: _Member,
+        step: Transition,
+        kind: ContainerEventType,
+        full: bool,
     ) -> None:
         container = step.container
         values: dict[str, object] = {
@@ -439,5 +450,3 @@ class ContainerFamily:
     def unfilter(self, output: Output) -> None:
         """The output is gone."""
         self._filters.pop(output.number, None)
-
-

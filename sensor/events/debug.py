@@ -107,7 +107,9 @@ class DebugFamily:
     def ticker(self, request: TickerEventFilter, path: str) -> list[TickerWant]:
         """What a filter asks for. RequestError if it makes no sense."""
         if request.interval <= 0:
-            raise RequestError(f"{path}.interval", f"{request.interval} is not a positive number of nanoseconds")
+            raise RequestError(
+                f"{path}.interval", f"{request.interval} is not a positive number of nanoseconds"
+            )
         return [TickerWant(self._sensor, request.interval)]
 
     def chargen(self, request: ChargenEventFilter, path: str) -> list[ChargenWant]:

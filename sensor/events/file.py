@@ -127,7 +127,10 @@ class FileFamily:
         if not self._sensor.features.kprobes or not self._sensor.tracefs.writable:
             raise UnservableError(FAMILY, "no kprobes")
         probes = self._sensor.probes
-        for symbol, arguments in (("do_sys_openat2", KPROBE_ARGUMENTS), ("do_sys_open", OLD_KPROBE_ARGUMENTS)):
+        for symbol, arguments in (
+            ("do_sys_openat2", KPROBE_ARGUMENTS),
+            ("do_sys_open", OLD_KPROBE_ARGUMENTS),
+        ):
             try:
                 event = probes.get(
                     probes.kprobe("open", symbol, arguments),
@@ -194,7 +197,9 @@ class FileFamily:
 
     def _some(self, events: dict[str, BulkEvent]) -> dict[str, BulkEvent]:
         if not events:
-            raise UnservableError(FAMILY, "no tracepoints of system calls", "a kernel with CONFIG_FTRACE_SYSCALLS")
+            raise UnservableError(
+                FAMILY, "no tracepoints of system calls", "a kernel with CONFIG_FTRACE_SYSCALLS"
+            )
         return events
 
     def _record(self, call: str) -> Format | None:

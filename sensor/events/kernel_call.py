@@ -58,7 +58,10 @@ def _text(source: Kernel) -> Table:
 def call_table(record: Format) -> Table:
     """The table of a probe's records."""
     entries = [
-        entry for field in record.own_fields if field.name not in _ADDRESSES for entry in argument_entries(field)
+        entry
+        for field in record.own_fields
+        if field.name not in _ADDRESSES
+        for entry in argument_entries(field)
     ]
     return {"kernel_call": [("arguments", Map(entries))]}
 
@@ -87,7 +90,9 @@ class KernelCallFamily:
         if not request.symbol:
             raise RequestError(f"{path}.symbol", "is missing: name a kernel function")
         if len(request.filter.encode("utf-8", "replace")) > _LONGEST_FILTER:
-            raise RequestError(f"{path}.filter", f"longer than {_LONGEST_FILTER} bytes, the kernel takes no more")
+            raise RequestError(
+                f"{path}.filter", f"longer than {_LONGEST_FILTER} bytes, the kernel takes no more"
+            )
         if "\0" in request.filter:
             raise RequestError(f"{path}.filter", "holds a NUL")
         fetchargs = tuple(sorted(request.arguments.items()))

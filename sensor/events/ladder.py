@@ -38,7 +38,9 @@ class Rung:
 class Ladder:
     """The rungs to an event family, and the one that was reached."""
 
-    def __init__(self, sensor: Sensor, family: str, rungs: Sequence[Rung], cause: Callable[[], object]) -> None:
+    def __init__(
+        self, sensor: Sensor, family: str, rungs: Sequence[Rung], cause: Callable[[], object]
+    ) -> None:
         self._sensor = sensor
         self._family = family
         self._rungs = rungs
@@ -85,7 +87,9 @@ class Ladder:
             self._cause()
             while engine.take(output) is None:
                 if clock() > deadline:
-                    raise UnservableError(self._family, "it was set up, but an event of our own did not arrive")
+                    raise UnservableError(
+                        self._family, "it was set up, but an event of our own did not arrive"
+                    )
                 self._sensor.drain_once()
         finally:
             event.remove(output, want)
@@ -99,5 +103,3 @@ def touch_nothing() -> None:
         os.close(os.open("/.ringside-proof", os.O_RDONLY | os.O_CLOEXEC))
     except OSError:
         pass
-
-

@@ -72,10 +72,14 @@ ACTIONS = (
         (Call("connect", "__sys_connect", 2, 3, "uservaddr", "addrlen"),),
         True,
     ),
-    Action(_Type.BIND_ATTEMPT, _Type.BIND_RESULT, (Call("bind", "__sys_bind", 2, 3, "umyaddr", "addrlen"),), True),
+    Action(
+        _Type.BIND_ATTEMPT, _Type.BIND_RESULT, (Call("bind", "__sys_bind", 2, 3, "umyaddr", "addrlen"),), True
+    ),
     Action(_Type.LISTEN_ATTEMPT, _Type.LISTEN_RESULT, (Call("listen", "__sys_listen", backlog=2),)),
     Action(
-        _Type.ACCEPT_ATTEMPT, _Type.ACCEPT_RESULT, (Call("accept", "__sys_accept4"), Call("accept4", "__sys_accept4"))
+        _Type.ACCEPT_ATTEMPT,
+        _Type.ACCEPT_RESULT,
+        (Call("accept", "__sys_accept4"), Call("accept4", "__sys_accept4")),
     ),
     Action(
         _Type.SENDTO_ATTEMPT,
@@ -160,7 +164,11 @@ class NetworkFamily:
             FAMILY,
             (
                 Rung("kprobe", "kprobes on __sys_connect and the like", partial(self._attempts, "kprobe")),
-                Rung("eprobe", "event probes on the system calls' tracepoints", partial(self._attempts, "eprobe")),
+                Rung(
+                    "eprobe",
+                    "event probes on the system calls' tracepoints",
+                    partial(self._attempts, "eprobe"),
+                ),
                 Rung(
                     "memory",
                     "the caller's memory, read at once",
@@ -218,7 +226,9 @@ class NetworkFamily:
                 table = {"network": {"type": action.result, "result": Kernel("ret", signed=True)}}
                 events[call.name] = self._tracepoint("exit", call.name, record, table, None)
         if not events:
-            raise UnservableError(RESULTS, "no tracepoints of system calls", "a kernel with CONFIG_FTRACE_SYSCALLS")
+            raise UnservableError(
+                RESULTS, "no tracepoints of system calls", "a kernel with CONFIG_FTRACE_SYSCALLS"
+            )
         return events
 
     # -- attempts ----------------------------------------------------------------------------------
@@ -237,7 +247,9 @@ class NetworkFamily:
                     make = self._by_event_probe if rung == "eprobe" else self._by_memory
                     events[call.name] = make(action, call, record)
         if not events:
-            raise UnservableError(FAMILY, "no tracepoints of system calls", "a kernel with CONFIG_FTRACE_SYSCALLS")
+            raise UnservableError(
+                FAMILY, "no tracepoints of system calls", "a kernel with CONFIG_FTRACE_SYSCALLS"
+            )
         return events
 
     def _by_kprobe(self, action: Action, call: Call) -> BulkEvent:

@@ -46,7 +46,12 @@ class Probes:
 
         Probes are the same if all but their names are.
         """
-        key = (type(spec), spec.definition().split(" ", 1)[1], getattr(spec, "is_return", False), fixed_filter)
+        key = (
+            type(spec),
+            spec.definition().split(" ", 1)[1],
+            getattr(spec, "is_return", False),
+            fixed_filter,
+        )
         if key not in self._made:
             probe = create(self._sensor.tracefs, spec, proc=self._sensor.config.proc)
             try:

@@ -150,7 +150,10 @@ class ProcessFamily:
 
     def _open_exit_status(self) -> None:
         notes = []
-        ways = (("kprobe", "kprobe on do_exit", self._probe_exits), ("connector", "proc connector", self._connect))
+        ways = (
+            ("kprobe", "kprobe on do_exit", self._probe_exits),
+            ("connector", "proc connector", self._connect),
+        )
         for name, mechanism, start in ways:
             if self._sensor.config.mechanism in ("memory", "tracepoint", "eprobe") and name == "kprobe":
                 continue
@@ -225,14 +228,20 @@ class ProcessFamily:
         """How this kernel serves process events."""
         last = "told by the kernel" if self._group_dead else "threads counted"
         return [
-            Mechanism(FAMILY, True, "task_newtask, sched_process_exec and sched_process_exit tracepoints", last),
-            Mechanism("command lines", True, "the new program's stack, in the exec's sample", "or read at once"),
+            Mechanism(
+                FAMILY, True, "task_newtask, sched_process_exec and sched_process_exit tracepoints", last
+            ),
+            Mechanism(
+                "command lines", True, "the new program's stack, in the exec's sample", "or read at once"
+            ),
             Mechanism(
                 "exit status",
                 bool(self._exit_status),
                 self._exit_status or "none",
                 self._exit_note,
-                "" if self._exit_status else "the host's network namespace and CAP_NET_ADMIN, or a kernel with kprobes",
+                ""
+                if self._exit_status
+                else "the host's network namespace and CAP_NET_ADMIN, or a kernel with kprobes",
             ),
         ]
 
@@ -240,7 +249,8 @@ class ProcessFamily:
         """What a filter asks for. RequestError if it makes no sense."""
         if request.type not in self.listeners:
             raise RequestError(
-                f"{path}.type", "must be PROCESS_EVENT_TYPE_FORK, PROCESS_EVENT_TYPE_EXEC or PROCESS_EVENT_TYPE_EXIT"
+                f"{path}.type",
+                "must be PROCESS_EVENT_TYPE_FORK, PROCESS_EVENT_TYPE_EXEC or PROCESS_EVENT_TYPE_EXIT",
             )
         for name, kind in (
             ("exec_filename", ProcessEventType.EXEC),
@@ -378,7 +388,9 @@ class ProcessFamily:
 
     def replay(self, output: int, since: int) -> None:
         """Tell an output what happened since then (CLOCK_MONOTONIC_RAW ns), as far as it is remembered."""
-        wants = [want for listeners in self.listeners.values() for number, want in listeners if number == output]
+        wants = [
+            want for listeners in self.listeners.values() for number, want in listeners if number == output
+        ]
         fields = wire.fields(Event)
         for past in self.history.since_time(since):
             if any(want.type == past.kind and want.accepts(past.facts) for want in wants):

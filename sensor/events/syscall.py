@@ -62,9 +62,13 @@ class SyscallFamily:
         if request.type not in TABLES:
             raise RequestError(f"{path}.type", "must be SYSCALL_EVENT_TYPE_ENTER or SYSCALL_EVENT_TYPE_EXIT")
         if request.id is not None and not 0 <= request.id <= _HIGHEST:
-            raise RequestError(f"{path}.id", f"{request.id} is no system call number; it must be 0 or more, and small")
+            raise RequestError(
+                f"{path}.id", f"{request.id} is no system call number; it must be 0 or more, and small"
+            )
         if request.ret is not None and request.type != SyscallEventType.EXIT:
-            raise RequestError(f"{path}.ret", "only calls that return have a result: use SYSCALL_EVENT_TYPE_EXIT")
+            raise RequestError(
+                f"{path}.ret", "only calls that return have a result: use SYSCALL_EVENT_TYPE_EXIT"
+            )
         event = self._event(request.type)
         ret = [] if request.ret is None else [Predicate(Op.EQ, "ret", request.ret)]
         number = [] if request.id is None else [Predicate(Op.EQ, "id", request.id)]
