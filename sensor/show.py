@@ -53,7 +53,7 @@ def _escape(char: str) -> str:
     code = ord(char)
     if char in "\n\r\t":
         return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}[char]
-    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65536 else f"\\U{code:08x}"
+    return f"\\x{code:02x}" if code < 128 else f"\\u{code:04x}" if code < 65536 else f"\\U{code:08x}"
 
 
 def shell_word(argument: str) -> str:
@@ -370,7 +370,7 @@ class Lines:
         commands: Commands = lambda _: "",
         arrow: str = "←",
     ) -> None:
-        """`width` tells how wide the terminal is, None if there is none; `commands` names unnamed processes."""
+        """`width` tells how wide the terminal is, None if there is none; `commands` names the others."""
         self._teller = teller
         self._paint = paint
         self._ask_width = width

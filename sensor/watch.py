@@ -96,6 +96,8 @@ class Watch:
                     except ValueError as error:
                         raise NonsenseError(str(error)) from error
                     await self._out.write(text)
+                # nothing above waits while there is much to show; rings want to be read, signals to be heard
+                await asyncio.sleep(0)
 
     # -- where events come from
 
@@ -120,7 +122,6 @@ class Watch:
             async with sensor.subscribe(self._subscription) as stream:
                 async for data in stream:
                     yield data
-                    await asyncio.sleep(0)  # the rings want to be read, however much there is to show
 
     # -- what becomes of them
 
@@ -174,6 +175,8 @@ class Watch:
         )
 
     def _tell(self, text: str) -> None:
+        if sys.stderr is None:  # print() would take standard output
+            return
         with suppress(OSError):
             # over the ^C that the terminal has echoed
             start = "\r\x1b[K" if self._interrupted and sys.stderr.isatty() else ""

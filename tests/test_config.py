@@ -86,7 +86,7 @@ def test_addresses(text: str, address: Address, local: bool) -> None:
     "text", ["", "unix:", "80", ":80", "host:", "host:x", "host:65536", "host:-1", "unix:/" + "x" * 107]
 )
 def test_no_addresses(text: str) -> None:
-    with pytest.raises(RequestError, match="^listen: "):
+    with pytest.raises(RequestError, match=r"^listen: "):
         parse_address(text)
 
 
