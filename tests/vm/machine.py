@@ -95,8 +95,12 @@ def boot(
     command = [
         _program(QEMU),
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
-        # a thread for each CPU; `max` has what TCG can do, and no model of it was faster
-        *("-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", str(cpus), "-m", memory),
+        # One thread for all CPUs: with a thread each, an emulated CPU can run an instruction that another has
+        # just patched as it was before, and the kernel patches itself whenever a tracepoint or probe is
+        # switched ("Oops: int3" within a minute of switching events/sched on and off, QEMU 7.2). Two guests
+        # side by side keep two cores busy anyway.
+        # CPU: `max` is what TCG can do; no smaller model was faster.
+        *("-machine", "q35", "-accel", "tcg,thread=single", "-cpu", "max", "-smp", str(cpus), "-m", memory),
         *("-serial", f"file:{results / 'console'}"),
         *("-kernel", str(kernel.image), "-initrd", str(results / ".initramfs")),
         *("-append", f"{PARAMETERS} cgroup={cgroup}"),
