@@ -91,7 +91,8 @@ def counting_client(address: str, *what: str) -> Iterator[subprocess.Popen[str]]
 
 def ask(client: subprocess.Popen[str]) -> tuple[int, int]:
     """How many events the client has counted, and how many it was told are lost."""
-    assert client.stdin is not None and client.stdout is not None
+    assert client.stdin is not None
+    assert client.stdout is not None
     client.stdin.write("count\n")
     client.stdin.flush()
     events, lost = client.stdout.readline().split()
@@ -110,12 +111,7 @@ def settle(client: subprocess.Popen[str], expected: int, patience: float = 5.0) 
 
 def machine() -> str:
     """This machine in a few words."""
-    model = next(
-        (
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ),
-        "unknown CPU",
-    )
-    return f"{model}, {os.cpu_count()} CPUs, Linux {os.uname().release.split('-')[0]}, Python {sys.version.split()[0]}"
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown CPU")
+    kernel, python = os.uname().release.split("-")[0], sys.version.split()[0]
+    return f"{model}, {os.cpu_count()} CPUs, Linux {kernel}, Python {python}"

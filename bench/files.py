@@ -23,8 +23,8 @@ def measure(label: str, what: str, kind: str, seconds: float, rate: float) -> No
             events, lost = settle(client, before + issued)
         used = cpu_time(pid) - used
     print(
-        f"{label:34} {pace:8,.0f}/s  issued {issued:8,}  arrived {events - before:8,}  lost {lost - lost_before:5,}  "
-        f"{used / issued * 1e6:6.2f} µs each"
+        f"{label:34} {pace:8,.0f}/s  issued {issued:8,}  arrived {events - before:8,}  "
+        f"lost {lost - lost_before:5,}  {used / issued * 1e6:6.2f} µs each"
     )
 
 

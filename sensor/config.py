@@ -181,7 +181,7 @@ def load(
     environ: Mapping[str, str] | None = None,
     file: str | Path | None = None,
 ) -> Config:
-    """A Config from options (None: not given), RINGSIDE_* variables and a TOML file; RequestError if wrong."""
+    """A Config from options (None: unset), RINGSIDE_* variables and a TOML file. RequestError if wrong."""
     environ = os.environ if environ is None else environ
     file = file or environ.get("RINGSIDE_CONFIG")
     values: dict[str, Any] = {}

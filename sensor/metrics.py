@@ -62,7 +62,7 @@ class Metrics:
         from prometheus_client.core import CollectorRegistry
 
         registry = CollectorRegistry()
-        registry.register(self)  # type: ignore[arg-type]
+        registry.register(self)
         try:
             server, _ = start_http_server(address.port, addr=address.host, registry=registry)
         except OSError as error:

@@ -158,7 +158,7 @@ class Engine:
         tid: int = 0,
         container: int = 0,
     ) -> int:
-        """Give an event with this body (fields of Event) to outputs; its sequence number, 0 if none took it."""
+        """Give an event with this body (fields of Event) to outputs; its sequence number, or 0."""
         number: int = lib.rs_emit(
             self.handle,
             outputs if len(outputs) != 1 else self._one(outputs[0]),
@@ -517,7 +517,7 @@ def _refused(what: str, number: int) -> Exception:
     if number in (errno.EACCES, errno.EPERM):
         return SetupError(
             f"perf_event_open for {what} is not permitted",
-            "run as root, or with CAP_PERFMON (CAP_SYS_ADMIN before 5.8) and a seccomp profile that allows it",
+            "run as root, or with CAP_PERFMON (CAP_SYS_ADMIN before 5.8), and let seccomp allow it",
         )
     if number == errno.ENOSYS:
         return SetupError("this kernel has no perf events", "it needs CONFIG_PERF_EVENTS")
@@ -556,8 +556,8 @@ class Rings:
         self._later: list[Callable[[], None]] = []
         self._at_close: list[Callable[[], None]] = []
         self.open_events: list[KernelEvent] = []
-        self.on_open: Callable[[int], None] = lambda fd: None
-        self.on_close: Callable[[int], None] = lambda fd: None
+        self.on_open: Callable[[int], object] = int
+        self.on_close: Callable[[int], object] = int
         raise_file_limit(64 * len(self.cpus))
 
     def watermark(self, lane: Lane) -> int:
@@ -675,7 +675,7 @@ class Rings:
             if -ring in (errno.EPERM, errno.ENOMEM):
                 raise SetupError(
                     f"no memory for a ring of {self._sizes[lane] >> 10} KiB on CPU {cpu}",
-                    "give CAP_IPC_LOCK, raise RLIMIT_MEMLOCK or kernel.perf_event_mlock_kb, or use smaller rings",
+                    "give CAP_IPC_LOCK, raise RLIMIT_MEMLOCK or perf_event_mlock_kb, or use smaller rings",
                 )
             raise KernelError(f"mmap of CPU {cpu}'s ring", -ring)
         self._rings[cpu, lane] = _CpuRing(fd, ring)

@@ -92,7 +92,7 @@ class Process:
         return self._entry
 
     def lineage(self) -> Iterator[Process]:
-        """The process itself, its parent as it was at the fork, and so on up to pid 1 (or a kernel thread's 2)."""
+        """The process itself, its parent as it was at the fork, and so on up to pid 1 or 2."""
         process: Process | None = self
         while process is not None:
             yield process
@@ -132,8 +132,10 @@ class ProcessTable:
         self._fields = wire.fields(Event)
         self._boot_offset = 0
         self.containers: dict[int, tuple[bytes, bytes, int]] = {0: (b"", b"", 0)}  # head, tail, engine flags
-        self.on_enter: Callable[[int], None] = lambda container: None
-        self.on_leave: Callable[[int], None] = lambda container: None
+        self.on_enter: Callable[[int], object] = int  # a container has one process more
+        self.on_leave: Callable[[int], object] = int  # and one less
+        self.on_learned: Callable[[Process], object] = id  # from procfs, so that its container is not known
+        self.on_resync: Callable[[], object] = int
         self.sync_clock()
 
     def sync_clock(self) -> None:
@@ -176,7 +178,7 @@ class ProcessTable:
         return process
 
     def learn(self, pid: int) -> Process:
-        """A process that should be known but isn't; a bare one, without an id, if procfs has forgotten it too."""
+        """A process that should be known but isn't; one without an id if procfs has forgotten it too."""
         before = clock()
         stat = self.procfs.stat(pid)
         if stat is not None:
@@ -189,6 +191,8 @@ class ProcessTable:
             self.by_pid[pid] = process
             self._dead.append((clock(), process))
         self.publish(process)
+        if process.alive:
+            self.on_learned(process)
         return process
 
     def get(self, pid: int) -> Process:
@@ -198,7 +202,7 @@ class ProcessTable:
     # -- what the kernel reports -------------------------------------------------------------------
 
     def forked(self, when: int, parent: Process, pid: int, command: bytes) -> Process:
-        """A new process; its start time is told from the event's, or read where that might be off by a tick."""
+        """A new process; its start is told from the event's time, or read where that may be off by a tick."""
         known = self.by_pid.get(pid)
         at = when + self._boot_offset
         start = at // _TICK
@@ -265,6 +269,7 @@ class ProcessTable:
         for pid, process in list(self.by_pid.items()):
             if pid not in there and process.alive:
                 self.exited(now, process)
+        self.on_resync()
 
     # -- what the engine gets ----------------------------------------------------------------------
 

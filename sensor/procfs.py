@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 _FLAG_KTHREAD = 0x00200000  # PF_KTHREAD, include/linux/sched.h
+_FLAG_EXITING = 0x00000004  # PF_EXITING
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,7 @@ class Stat:
     threads: int
     start: int
     is_kernel_thread: bool
+    is_exiting: bool = False
 
 
 class Procfs:
@@ -114,4 +116,5 @@ def parse_stat(data: bytes) -> Stat | None:
         threads=int(rest[17]),
         start=int(rest[19]),
         is_kernel_thread=bool(int(rest[6]) & _FLAG_KTHREAD),
+        is_exiting=bool(int(rest[6]) & _FLAG_EXITING),
     )

@@ -280,13 +280,22 @@ class DiskSource:
             self._hosts[path] = None
         return owner
 
-    async def run(self) -> None:
-        """Answer the table, and look for what comes and goes, until cancelled."""
+    def start(self) -> None:
+        """From now on answer the table; what is there now is found before this returns."""
         self._table.source_up(self.name, self._resolve)
+        self._look()
+
+    def forget(self, container_id: str) -> None:
+        """The cgroups of this container are gone."""
+        self._paths.forget(container_id)
+
+    async def run(self) -> None:
+        """Start, and look for what comes and goes, until cancelled."""
+        self.start()
         try:
             while True:
-                self._look()
                 await asyncio.sleep(self._interval)
+                self._look()
         finally:
             self._table.source_down(self.name)
 

@@ -11,14 +11,14 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from ringside.api.v0 import Subscription
 
 from ._perf import lib
 from .config import Config
 from .errors import KernelError, SetupError, UnservableError
-from .events import Mechanism
+from .events import Family, Mechanism
 from .events.container import ContainerFamily
 from .events.debug import DebugFamily
 from .events.file import FileFamily
@@ -71,7 +71,7 @@ class Sensor:
 
     # -- life --------------------------------------------------------------------------------------
 
-    async def __aenter__(self) -> Sensor:
+    async def __aenter__(self) -> Self:
         try:
             self._start()
         except BaseException:
@@ -97,13 +97,13 @@ class Sensor:
         self._closing.append(self.rings.close)
         self._loop = asyncio.get_running_loop()
         self.rings.on_open = lambda fd: self._loop.add_reader(fd, self._drain_now)
-        self.rings.on_close = lambda fd: self._loop.remove_reader(fd) and None
+        self.rings.on_close = self._forget_reader
         self._hotplug = HotplugSocket()
         self._closing.append(self._hotplug.close)
         if self._hotplug.socket is not None:
             descriptor = self._hotplug.socket.fileno()
             self._loop.add_reader(descriptor, self._cpus_changed)
-            self._closing.append(lambda: self._loop.remove_reader(descriptor) and None)
+            self._closing.append(lambda: self._forget_reader(descriptor))
         self.metrics = Metrics(self.engine.counters, self._gauges)
         self.processes = ProcessTable(self.engine, self.procfs, config.lineage == "all")
         self.features = probe_features(self.tracefs)
@@ -115,7 +115,7 @@ class Sensor:
         self._closing.append(self.probes.close)
         syscalls, debug = SyscallFamily(self), DebugFamily(self)
         files, network, calls = FileFamily(self), NetworkFamily(self), KernelCallFamily(self)
-        self._all_families = [
+        self._all_families: list[Family] = [
             syscalls,
             self.process_family,
             files,
@@ -190,6 +190,9 @@ class Sensor:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error("%s failed", task.get_name(), exc_info=task.exception())
+
+    def _forget_reader(self, fd: int) -> None:
+        self._loop.remove_reader(fd)
 
     async def _housekeeping(self) -> None:
         while True:
@@ -308,7 +311,7 @@ class Sensor:
                     self.flush(self.outputs[stop.index])
             elif why == _UNKNOWN:
                 self.processes.learn(stop.pid)
-            elif why == _LOST or why == _CORRUPT:
+            elif why in (_LOST, _CORRUPT):
                 self._lost(why == _CORRUPT)
             elif why == _YIELD:
                 delay = 0

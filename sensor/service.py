@@ -180,7 +180,7 @@ def check_addresses(config: Config) -> list[Address]:
 async def serve(
     config: Config,
     *,
-    started: Callable[[list[str]], None] = lambda addresses: None,
+    started: Callable[[list[str]], object] = list,
     stop: asyncio.Event | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT (or `stop` is set), then end all streams and leave nothing behind.

@@ -10,7 +10,7 @@ import dataclasses
 import typing
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import betterproto2
 
@@ -56,6 +56,9 @@ def utf8(text: str | bytes) -> bytes:
     return text.encode("utf-8", "replace")
 
 
+MessageClass = type[betterproto2.Message]
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Field:
     """One field of a message: its number, protobuf type, tag as on the wire, message class if it has one."""
@@ -64,7 +67,7 @@ class Field:
     number: int
     type: str
     tag: bytes
-    message: type[betterproto2.Message] | None
+    message: MessageClass | None
     in_oneof: bool
     repeated: bool
     write: Callable[[Any], bytes]
@@ -101,7 +104,7 @@ def fields(message: type[betterproto2.Message]) -> dict[str, Field]:
     """The fields of a message class by name."""
     hints = typing.get_type_hints(message)
     found = {}
-    for declared in dataclasses.fields(message):
+    for declared in dataclasses.fields(cast(Any, message)):  # type checkers don't see that it is one
         meta = betterproto2.FieldMetadata.get(declared)
         found[declared.name] = Field(
             name=declared.name,
@@ -120,11 +123,9 @@ def fields(message: type[betterproto2.Message]) -> dict[str, Field]:
 
 def _message_in(hint: Any) -> type[betterproto2.Message] | None:
     for part in (hint, *typing.get_args(hint)):
-        if (
-            typing.get_origin(part) is None
-            and isinstance(part, type)
-            and issubclass(part, betterproto2.Message)
-        ):
+        if typing.get_origin(part) is not None or not isinstance(part, type):
+            continue
+        if issubclass(part, betterproto2.Message):
             return part
     return None
 

@@ -24,6 +24,13 @@ class Want(Protocol):
         """End."""
 
 
+class Family(Protocol):
+    """An event family."""
+
+    def mechanisms(self) -> list[Mechanism]:
+        """How it is served on this kernel, with these privileges."""
+
+
 @dataclass(frozen=True, slots=True)
 class Mechanism:
     """One row of `ringside check`: how an event family is served here, or why not."""

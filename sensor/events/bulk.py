@@ -130,7 +130,7 @@ class BulkEvent:
 
 @dataclass(frozen=True, eq=False)
 class BulkWant:
-    """Records of a bulk event: those the kernel's `filter` passes and, in C, of this `key` and passing `tests`.
+    """Records of a bulk event: those the kernel's `filter` passes and, in C, `key` and `tests` accept.
 
     `filter` may let more through than the tests do, never less.
     """

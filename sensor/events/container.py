@@ -15,7 +15,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ringside.api.v0 import (
     ContainerEvent,
@@ -28,13 +28,14 @@ from ringside.api.v0 import (
 
 from .. import wire
 from .._perf import ffi, lib
-from ..cgroup import Attach, CgroupPaths, attached, owner_from_proc_cgroup
+from ..cgroup import Attach, CgroupOwner, attached, owner_from_proc_cgroup
 from ..container import Container, ContainerState, ContainerTable, Transition
 from ..container_filter import ContainerMatcher
+from ..docker import DockerSource, engine_sockets
 from ..errors import KernelError, RequestError, UnservableError
 from ..perf import clock
 from ..process import Process
-from ..runtimes import Runtimes
+from ..runtimes import DiskSource, Runtimes
 from . import Mechanism
 from .process import RESULT, Layout, text_at
 
@@ -45,8 +46,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FAMILY = "containers"
-DISK = "disk"
-_SOCKETS = ("run/docker.sock", "var/run/docker.sock", "run/podman/podman.sock")
 _FORGET = 10.0  # s after its end that a container's number may be given to another
 _UNIFIED = ("sys/fs/cgroup", "sys/fs/cgroup/unified")
 
@@ -74,12 +73,13 @@ class ContainerWant:
 class _Member:
     """A container as the lanes know it: by number."""
 
-    __slots__ = ("held", "id", "number", "processes")
+    __slots__ = ("held", "id", "new", "number", "processes")
 
     def __init__(self, id: str, number: int) -> None:
         self.id = id
         self.number = number
-        self.processes = 0
+        self.processes = 0  # alive in it
+        self.new = True  # its events were never held, and may be once
         self.held: asyncio.TimerHandle | None = None
 
 
@@ -93,7 +93,6 @@ class ContainerFamily:
         self.table.on_transition.append(self._on_transition)
         self.table.on_change.append(self._on_change)
         self.table.on_settled.append(self._on_settled)
-        self.paths = CgroupPaths()
         self.listeners: list[tuple[int, ContainerWant]] = []
         self._fields = wire.fields(Event)
         self._members: dict[str, _Member] = {}
@@ -102,8 +101,11 @@ class ContainerFamily:
         self._filters: dict[int, tuple[Output, ContainerMatcher, bytearray]] = {}
         self._cgroup_ids: dict[int, str | None] = {}
         self._runtimes = Runtimes(Path(sensor.config.host_root))
+        self._disk = DiskSource(self.table, self._runtimes, on_cgroups=self._on_cgroups)
+        self._opened = False
         self._unified = self._find_unified()
-        self._sources: list[str] = []
+        self._only_unified = self._unified == str(Path(sensor.config.host_root, _UNIFIED[0]))
+        self._sources: list[Path] = []
         self._attach: Layout | None = None
 
     # -- life --------------------------------------------------------------------------------------
@@ -118,42 +120,36 @@ class ContainerFamily:
             removed = tracefs.read_format("cgroup", "cgroup_rmdir")
             self._path = Layout(removed, "path")
             family.follow(removed, self._on_rmdir)
-        self._processes.on_enter, self._processes.on_leave = self._entered, self._left
-        for owner, paths in self._runtimes.bare():
-            for path in paths:
-                self.paths.learn(path, owner)
-        self.table.source_up(DISK, self._ask_disk)
-        for process in list(self._processes.by_pid.values()):
-            if process.alive and not process.is_kernel_thread:
-                self._place(process, existing=True)
+        processes = self._processes
+        processes.on_enter, processes.on_leave = self._entered, self._left
+        processes.on_learned, processes.on_resync = self._place, self._resync
+        self._disk.start()
+        for process in self._living():
+            self._place(process, existing=True)
+        self._opened = True
+        self._sensor.spawn(self._disk.run(), "disk")
         self._open_engines()
+
+    def _living(self) -> list[Process]:
+        there = self._processes.by_pid.values()
+        return [process for process in there if process.alive and not process.is_kernel_thread]
 
     def _open_engines(self) -> None:
         config = self._sensor.config
         if config.engine == "none":
             return
-        root = Path(config.host_root)
+        sockets = engine_sockets(Path(config.host_root))
         if config.engine != "auto":
-            sockets = [Path(config.engine.removeprefix("unix:"))]
-        else:  # one that comes later is picked up too, at the first place
-            there = [root / one for one in _SOCKETS if (root / one).exists()]
-            sockets = list(dict.fromkeys(one.resolve() for one in there)) or [root / _SOCKETS[0]]
-        for at, path in enumerate(sockets):
-            name = f"engine{at}" if at else "engine"
-            self._sources.append(str(path))
-            self._sensor.spawn(self._follow_engine(name, path), name)
-
-    async def _follow_engine(self, name: str, path: Path) -> None:
-        while not path.exists():  # its library is large: not before there is something to talk to
-            await asyncio.sleep(1)
-        from ..docker import DockerSource
-
-        source = DockerSource(self.table, path, name=name, running_facts=self._runtimes.running)
-        await source.run()
+            sockets = [("engine", Path(config.engine.removeprefix("unix:")))]
+        for at, (kind, path) in enumerate(sockets):
+            self._sources.append(path)
+            name = f"{kind} {at}" if at else kind  # the table tells its sources apart by name
+            source = DockerSource(self.table, path, name=name, running_facts=self._runtimes.running)
+            self._sensor.spawn(source.run(), name)
 
     def mechanisms(self) -> list[Mechanism]:
         """How containers are told apart here."""
-        there = [one for one in self._sources if Path(one).exists()]
+        there = [str(one) for one in self._sources if _is_there(one)]
         return [
             Mechanism(
                 FAMILY,
@@ -181,16 +177,37 @@ class ContainerFamily:
         text = self._processes.procfs.cgroups(process.pid)
         if text is None:
             return
-        owner = owner_from_proc_cgroup(text)
-        found = owner.id if owner else self._learned_owner(text)
-        self._move(process, found, existing=existing)
+        owner = self._owner_in(text)
+        if owner is None and process.container:
+            stat = self._processes.procfs.stat(process.pid)
+            if stat is None or stat.is_exiting:
+                return  # in v1 such a process is shown at the root, wherever it was
+        self._move(process, owner.id if owner else None, existing=existing)
 
-    def _learned_owner(self, text: str) -> str | None:
-        for line in text.splitlines():
-            path = line.split(":", 2)[-1]
-            if path != "/" and (found := self.paths.container_id(path)):
-                return found
-        return None
+    def _owner_in(self, text: str) -> CgroupOwner | None:
+        owner = owner_from_proc_cgroup(text)
+        paths = {line.split(":", 2)[-1] for line in text.splitlines()} - {"/"} if owner is None else ()
+        return owner or next((found for path in paths if (found := self._disk.owner(path))), None)
+
+    def _on_cgroups(self, _owner: CgroupOwner, _paths: tuple[str, ...]) -> None:
+        """These cgroups turned out to be a container's; who is in them?"""
+        self._cgroup_ids.clear()
+        for process in self._living() if self._opened else ():
+            if not process.container:
+                self._place(process)
+
+    def _resync(self) -> None:
+        """Records were lost, of moves between cgroups too."""
+        for member in self._members.values():
+            member.processes = 0
+        for process in self._living():
+            if process.container in self._numbers:
+                self._numbers[process.container].processes += 1
+        for process in self._living():
+            self._place(process)
+        for member in list(self._members.values()):
+            if member.processes == 0:
+                self.table.emptied(member.id, time.time_ns())
 
     def _move(self, process: Process, container_id: str | None, *, existing: bool = False) -> None:
         current = self._numbers.get(process.container)
@@ -201,7 +218,9 @@ class ContainerFamily:
             member = self._member(container_id)
             number = member.number
             self.table.seen(container_id, time.time_ns(), existing=existing)
-            if not existing and not self.table.settled(container_id):
+            if existing:
+                member.new = False
+            elif member.new and not self.table.settled(container_id):
                 self._hold(member)
         self._processes.moved(process, number)
 
@@ -213,19 +232,22 @@ class ContainerFamily:
             self._describe(member)
         return member
 
-    def _describe(self, member: _Member) -> None:
-        """Publish what is known of a container: the fields of its events, and who wants them."""
+    def _describe(self, member: _Member) -> bool:
+        """Note what its events say of a container, and who wants them. True if that is news."""
         container = self.table.get(member.id) or Container(member.id)
         fields = self._fields
-        self._processes.containers[member.number] = (
+        described = (
             fields["container_id"].encode(container.id),
             fields["container_name"].encode(container.name)
             + fields["image_id"].encode(container.image_id)
             + fields["image_name"].encode(container.image_name),
             lib.RS_HOLD if member.held else 0,
         )
+        is_news = self._processes.containers.get(member.number) != described
+        self._processes.containers[member.number] = described
         for output, matcher, bits in self._filters.values():
             self._set_bit(output, matcher, bits, member, container)
+        return is_news
 
     def _set_bit(
         self,
@@ -244,7 +266,8 @@ class ContainerFamily:
             self._sensor.engine.set_containers(output.number, bytes(bits))
 
     def _hold(self, member: _Member) -> None:
-        if member.held is None and self._sensor.config.hold:
+        member.new = False
+        if self._sensor.config.hold:
             loop = asyncio.get_running_loop()
             member.held = loop.call_later(self._sensor.config.hold / 1e9, self._release, member)
             self._describe(member)
@@ -277,32 +300,24 @@ class ContainerFamily:
         process = self._processes.by_pid.get(pid)
         if process is None or not process.alive:  # a thread of a threaded cgroup, or gone
             return RESULT
-        word &= 0xFFFFFFFF
-        path = text_at(raw, word & 0xFFFF, word >> 16).decode("utf-8", "replace")
-        new = self.paths.container_id(path)
-        if new is None and path not in ("", "/") and process.container == 0:
-            owner = self._runtimes.bare_named(path.rpartition("/")[2])
-            if owner is not None:
-                self.paths.learn(path, owner)
-                new = owner.id
+        owner = self._disk.owner(_path_at(raw, word))
+        new = owner.id if owner else None
         current = self._numbers.get(process.container)
         where = attached(current.id if current else None, new)
         if where is Attach.REREAD:
             self._place(process)
         else:
-            self._move(process, where)  # type: ignore[arg-type]
+            self._move(process, where)
         return RESULT
 
     def _on_rmdir(self) -> int:
         stop = self._sensor.engine.stop
         raw = ffi.buffer(stop.raw, stop.raw_length)
-        word = self._path.read(raw)[0] & 0xFFFFFFFF
-        path = text_at(raw, word & 0xFFFF, word >> 16).decode("utf-8", "replace")
-        found = self.paths.container_id(path)
-        member = self._members.get(found) if found else None
-        if found and (member is None or member.processes == 0):
-            self.table.removed(found, time.time_ns())
-            self.paths.forget(found)
+        owner = self._disk.owner(_path_at(raw, self._path.read(raw)[0]))
+        member = self._members.get(owner.id) if owner else None
+        if owner and (member is None or member.processes <= 0):
+            self.table.removed(owner.id, time.time_ns())
+            self._disk.forget(owner.id)
         return RESULT
 
     def executed(self, process: Process, cgroup: int) -> None:
@@ -310,12 +325,17 @@ class ContainerFamily:
         if not cgroup or self._unified is None:
             return
         if cgroup not in self._cgroup_ids:
-            self._cgroup_ids[cgroup] = self._container_of_cgroup(process.pid, cgroup)
-            if len(self._cgroup_ids) > 65536:
+            if len(self._cgroup_ids) >= 65536:
                 del self._cgroup_ids[next(iter(self._cgroup_ids))]
+            self._cgroup_ids[cgroup] = self._container_of_cgroup(process.pid, cgroup)
         found = self._cgroup_ids[cgroup]
-        if found is not None and process.container == 0:
+        current = self._numbers.get(process.container)
+        if found == (current.id if current else None):
+            return
+        if process.container == 0:
             self._move(process, found)
+        elif self._only_unified:  # in a hybrid, the container may have left this hierarchy alone
+            self._place(process)
 
     def process_exited(self, process: Process, code: int) -> None:
         """A process ended with this wait(2) status; perhaps it was a container's first."""
@@ -331,12 +351,16 @@ class ContainerFamily:
                 path = line[3:]
                 with suppress(OSError):
                     if os.stat(f"{self._unified}{path}").st_ino == cgroup:
-                        return self.paths.container_id(path)
+                        return self._container_at(path)
         for folder, _, _ in os.walk(self._unified):
             with suppress(OSError):
                 if os.stat(folder).st_ino == cgroup:
-                    return self.paths.container_id(folder[len(self._unified) :] or "/")
+                    return self._container_at(folder[len(self._unified) :])
         return None
+
+    def _container_at(self, path: str) -> str | None:
+        owner = self._disk.owner(path or "/")
+        return owner.id if owner else None
 
     def _find_unified(self) -> str | None:
         for place in _UNIFIED:
@@ -347,16 +371,9 @@ class ContainerFamily:
 
     # -- what is known of containers ---------------------------------------------------------------
 
-    def _ask_disk(self, container_id: str) -> None:
-        found = self._runtimes.find(container_id)
-        if found is not None:
-            self.table.learn(container_id, DISK, found.facts, persistent=found.persistent)
-        self.table.disclaim(container_id, DISK)
-
     def _on_change(self, container: Container) -> None:
         member = self._member(container.id)
-        self._describe(member)
-        if member.held is None:
+        if self._describe(member) and member.held is None:
             self._processes.publish_container(member.number)
 
     def _on_settled(self, container: Container) -> None:
@@ -450,3 +467,16 @@ class ContainerFamily:
     def unfilter(self, output: Output) -> None:
         """The output is gone."""
         self._filters.pop(output.number, None)
+
+
+def _path_at(raw: Any, word: int) -> str:
+    """A cgroup's path, by the __data_loc word of a record."""
+    word &= 0xFFFFFFFF
+    return text_at(raw, word & 0xFFFF, word >> 16).decode("utf-8", "replace")
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return False

@@ -41,7 +41,7 @@ class TickerWant:
         self._task = self.sensor.spawn(self._run(output), "ticker")
         return 0
 
-    def detach(self, output: int) -> None:
+    def detach(self, output: int) -> None:  # noqa: ARG002
         """Stop."""
         if self._task is not None:
             self._task.cancel()
@@ -75,7 +75,7 @@ class ChargenWant:
         self._task = self.sensor.spawn(self._run(self.sensor.output(output)), "chargen")
         return 0
 
-    def detach(self, output: int) -> None:
+    def detach(self, output: int) -> None:  # noqa: ARG002
         """Stop."""
         if self._task is not None:
             self._task.cancel()

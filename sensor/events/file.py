@@ -172,7 +172,7 @@ class FileFamily:
                 arguments.append(("mode", "$mode:u16"))
             event = probes.get(
                 probes.event_probe(call, "syscalls", f"sys_enter_{call}", tuple(arguments)),
-                lambda made, call=call: open_table(call, made, Kernel("filename", faulty=True)),
+                partial(_probed_table, call),
                 fields=_faulty_fields,
                 exclude=self._sensor.exclude_self(),
             )
@@ -222,6 +222,10 @@ class FileFamily:
             event.constants = {"flags": _CREAT_FLAGS} if call == "creat" else {}
             self._tracepoints[rung, call] = event
         return self._tracepoints[rung, call]
+
+
+def _probed_table(call: str, record: Format) -> Table:
+    return open_table(call, record, Kernel("filename", faulty=True))
 
 
 def _pointer(record: Format) -> str:

@@ -274,7 +274,7 @@ class NetworkFamily:
         except RequestError as error:
             raise UnservableError(FAMILY, str(error)) from error
 
-    def _by_event_probe(self, action: Action, call: Call, record: Format) -> BulkEvent:
+    def _by_event_probe(self, action: Action, call: Call, _record: Format) -> BulkEvent:
         if not self._sensor.event_probes():
             raise UnservableError(FAMILY, "no event probes")
         arguments = [("fd", "$fd:s32")]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ..errors import KernelError
@@ -97,12 +98,12 @@ class Probes:
             if not event.is_wanted:
                 del self._made[key]
                 event.close()
-                self._sensor.rings.later(lambda probe=probe: self._remove(probe))
+                self._sensor.rings.later(partial(self._remove, probe))
 
     def close(self) -> None:
         """Remove all."""
         made, self._made = list(self._made.values()), {}
-        for probe, event in made:
+        for _, event in made:
             event.kernel.close()
         self._sensor.rings.settle()
         for probe, _ in made:
