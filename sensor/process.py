@@ -233,6 +233,16 @@ class ProcessTable:
         if parent is not None and not parent.alive and process.depth() > _MAX_DEPTH:
             process.adopt(self.by_pid.get(1))  # a chain that grows by dying, one generation at a time
 
+    def renamed(self, process: Process, command: bytes) -> None:
+        """Another comm: where every event carries the lineage, in those of the descendants, too."""
+        process.rename(command)
+        if self._lineage_in_all:
+            self.publish(process)
+            if process.has_forked:
+                for other in self.by_pid.values():
+                    if other.alive and other is not process and process in other.lineage():
+                        self.publish(other)
+
     def moved(self, process: Process, container: int) -> None:
         """The process is in another container (0: the host) now."""
         before = process.container
@@ -265,7 +275,8 @@ class ProcessTable:
                 self.publish(process)
             else:
                 known.threads, known.counted_at = stat.threads, now
-                known.rename(stat.command.encode())
+                if known.command != stat.command.encode():
+                    self.renamed(known, stat.command.encode())
         for pid, process in list(self.by_pid.items()):
             if pid not in there and process.alive:
                 self.exited(now, process)
