@@ -275,11 +275,13 @@ class ProcessTable:
                 self.publish(process)
             else:
                 known.threads, known.counted_at = stat.threads, now
-                if known.command != stat.command.encode():
-                    self.renamed(known, stat.command.encode())
+                known.rename(stat.command.encode())
         for pid, process in list(self.by_pid.items()):
             if pid not in there and process.alive:
                 self.exited(now, process)
+        if self._lineage_in_all:
+            for process in self.by_pid.values():
+                self.publish(process)
         self.on_resync()
 
     # -- what the engine gets ----------------------------------------------------------------------

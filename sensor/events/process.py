@@ -362,7 +362,7 @@ class ProcessFamily:
         tid = self._renamed.read(raw)[0] if self._renamed is not None else stop.tid
         process = self._table.by_pid.get(tid)
         if process is not None and process.alive:
-            process.rename(text_at(raw, self._renamed_comm, 16))
+            self._table.renamed(process, text_at(raw, self._renamed_comm, 16))
         return RESULT
 
     def _tell(self, kind: ProcessEventType, process: Process, facts: dict[str, Any], text: int = 0) -> None:
