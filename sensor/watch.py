@@ -28,6 +28,7 @@ from .errors import KernelError, RingsideError, SetupError
 from .procfs import Procfs
 from .tracefs.mount import Tracefs
 
+_PATIENCE = 500  # ms, for a reader at the end
 CHUNK = 4096  # a pipe that polls writable takes so much without blocking (PIPE_BUF)
 
 
@@ -204,7 +205,7 @@ class Output:
         try:
             while rest:
                 if self._blocks and not self._poll.poll(0):
-                    await self._writable()
+                    await self._writable(rest)
                 rest = rest[os.write(self._fd, rest[:CHUNK] if self._blocks else rest) :]
         except BrokenPipeError:
             self.broken = True
@@ -212,7 +213,7 @@ class Output:
         except OSError as error:  # no space left, say
             raise SetupError(f"can't write to standard output: {error.strerror}") from error
 
-    async def _writable(self) -> None:
+    async def _writable(self, rest: memoryview) -> None:
         loop = asyncio.get_running_loop()
         ready = loop.create_future()
 
@@ -223,8 +224,17 @@ class Output:
         loop.add_writer(self._fd, now)
         try:
             await ready
+        except asyncio.CancelledError:
+            self._end_line(rest)
+            raise
         finally:
             loop.remove_writer(self._fd)
+
+    def _end_line(self, rest: memoryview) -> None:
+        """Write what is missing of a line that was begun, unless the reader doesn't read at all."""
+        begun = bytes(rest).partition(b"\n")[0] + b"\n"
+        while begun and self._poll.poll(_PATIENCE):
+            begun = begun[os.write(self._fd, begun[:CHUNK]) :]
 
 
 class Commands:

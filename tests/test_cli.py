@@ -112,7 +112,7 @@ except SystemExit:
 
 
 def test_every_setting_is_an_option_of_serve() -> None:
-    options = {option for parameter in main.commands["serve"].params for option in parameter.opts}  # type: ignore[attr-defined]
+    options = {option for parameter in main.commands["serve"].params for option in parameter.opts}
     for field in dataclasses.fields(Config):
         assert "--" + field.name.replace("_", "-") in options
     text = " ".join(run("serve", "--help").output.split())
@@ -729,6 +729,29 @@ async def test_a_slow_reader_does_not_stop_the_loop() -> None:
     finally:
         os.close(reader)
         os.close(writer)
+
+
+async def test_no_line_is_left_half_written() -> None:
+    """An interrupt comes when it comes."""
+    reader, writer = os.pipe()
+    line = b"x" * 5000 + b"\n"
+    try:
+        writing = asyncio.ensure_future(Output(writer).write(line * 100))
+        await asyncio.sleep(0)  # the pipe is full now, of lines and a part of one
+        os.read(reader, 8192)  # one page is free again
+        writing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await writing
+        os.close(writer)
+        writer = -1
+        found = b""
+        while chunk := os.read(reader, 1 << 16):
+            found += chunk
+        assert found.endswith(line)
+    finally:
+        os.close(reader)
+        if writer >= 0:
+            os.close(writer)
 
 
 async def test_a_closed_reader_breaks_the_pipe() -> None:
