@@ -468,7 +468,8 @@ class ContainerTable:
             container_id = self._by_pid.get(pid)
         record = self._records.get(container_id) if container_id else None
         if record is not None:
-            if len(record.exits) >= self.EXITS and pid not in record.exits:
+            record.exits.pop(pid, None)
+            if len(record.exits) >= self.EXITS:
                 del record.exits[next(iter(record.exits))]
             record.exits[pid] = wait_status
 
@@ -597,7 +598,8 @@ class ContainerTable:
         if pid:
             return record.exits.get(pid)
         if code is None:
-            return None
+            # The first process of a pid namespace ends after all others in it.
+            return next(reversed(record.exits.values()), None) if record.driver == KERNEL else None
         # The engine never told the pid: any process that ended with this very code is as good.
         for status in record.exits.values():
             ended = exit_of(None, status)

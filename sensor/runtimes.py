@@ -299,10 +299,14 @@ class DiskSource:
         finally:
             self._table.source_down(self.name)
 
-    def _resolve(self, container_id: str) -> None:
+    def look_up(self, container_id: str) -> None:
+        """Tell the table now what the disk knows of a container."""
         found = self._runtimes.find(container_id)
         if found is not None:
             self._table.learn(container_id, self.name, found.facts, persistent=found.persistent)
+
+    def _resolve(self, container_id: str) -> None:
+        self.look_up(container_id)
         self._table.disclaim(container_id, self.name)
 
     def _look(self) -> None:

@@ -79,7 +79,7 @@ class _Member:
         self.id = id
         self.number = number
         self.processes = 0  # alive in it
-        self.new = True  # its events were never held, and may be once
+        self.new = True  # no process was seen in it
         self.held: asyncio.TimerHandle | None = None
 
 
@@ -220,8 +220,12 @@ class ContainerFamily:
             self.table.seen(container_id, time.time_ns(), existing=existing)
             if existing:
                 member.new = False
-            elif member.new and not self.table.settled(container_id):
-                self._hold(member)
+            elif member.new:
+                member.new = False
+                if not self.table.settled(container_id):
+                    self._disk.look_up(container_id)  # an engine may say it later
+                if not self.table.settled(container_id):
+                    self._hold(member)
         self._processes.moved(process, number)
 
     def _member(self, container_id: str) -> _Member:
@@ -266,7 +270,6 @@ class ContainerFamily:
             self._sensor.engine.set_containers(output.number, bytes(bits))
 
     def _hold(self, member: _Member) -> None:
-        member.new = False
         if self._sensor.config.hold:
             loop = asyncio.get_running_loop()
             member.held = loop.call_later(self._sensor.config.hold / 1e9, self._release, member)
