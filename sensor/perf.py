@@ -551,9 +551,11 @@ class Rings:
             self._sizes[lane] //= 2
         self._rings: dict[tuple[int, Lane], _CpuRing] = {}
         self._users = dict.fromkeys(Lane, 0)
-        self._retired: list[tuple[KernelEvent, int, int]] = []  # to close after the next drain
-        self._offline: list[_CpuRing] = []
-        self._later: list[Callable[[], None]] = []
+        # what is to be closed when the records from before these moments have been read
+        self._retired: list[tuple[int, KernelEvent, int, int]] = []  # moment, whose, descriptor, id
+        self._offline: list[tuple[int, _CpuRing]] = []
+        self._later: list[tuple[int, Callable[[], None]]] = []
+        self._released = dict.fromkeys(Lane, 0)
         self._at_close: list[Callable[[], None]] = []
         self.open_events: list[KernelEvent] = []
         self.on_open: Callable[[int], object] = int
@@ -590,12 +592,14 @@ class Rings:
     def release(self, lane: Lane) -> None:
         """One event less. The rings stay until the drain has emptied them."""
         self._users[lane] -= 1
+        self._released[lane] = clock()
 
     def retire(self, of: KernelEvent, events: list[tuple[int, int, int]]) -> None:
         """Disable perf events now, and close them when their records have been read."""
-        for _, fd, number in events:
+        for _, fd, _ in events:
             lib.rs_perf_enable(fd, 0)
-            self._retired.append((of, fd, number))
+        now = clock()
+        self._retired.extend((now, of, fd, number) for _, fd, number in events)
 
     def watch_closing(self, work: Callable[[], None]) -> None:
         """Do it when all perf events are closed, at the very end."""
@@ -603,26 +607,27 @@ class Rings:
 
     def later(self, work: Callable[[], None]) -> None:
         """Do it when the perf events retired so far are closed."""
-        self._later.append(work)
+        self._later.append((clock(), work))
 
-    def settle(self) -> None:
-        """After a complete drain: close what is no longer needed."""
-        if self._retired:
-            retired, self._retired = self._retired, []
-            for event, fd, number in retired:
-                event.closing(fd)
-                _forget(self.engine, fd, number)
-        if self._offline:
-            offline, self._offline = self._offline, []
-            for one in offline:
-                lib.rs_ring_close(self.engine.handle, one.ring)
-                os.close(one.fd)
-        for cpu, lane in list(self._rings):
-            if self._users[lane] == 0:
-                self._close(cpu, lane)
-        later, self._later = self._later, []
-        for work in later:
-            work()
+    def settle(self, until: int = 1 << 64) -> None:
+        """After all records from before `until` were read: close what only they still needed.
+
+        A drain leaves the youngest records for the next one; their perf events must be known then.
+        """
+        while self._retired and self._retired[0][0] < until:
+            _, event, fd, number = self._retired.pop(0)
+            event.closing(fd)
+            _forget(self.engine, fd, number)
+        while self._offline and self._offline[0][0] < until:
+            _, one = self._offline.pop(0)
+            lib.rs_ring_close(self.engine.handle, one.ring)
+            os.close(one.fd)
+        for lane, users in self._users.items():
+            if users == 0 and self._released[lane] < until:
+                for cpu in [cpu for cpu, other in self._rings if other is lane]:
+                    self._close(cpu, lane)
+        while self._later and self._later[0][0] < until:
+            self._later.pop(0)[1]()
 
     def follow_cpus(self) -> bool:
         """Open on CPUs that came up, drop those that went; True if anything changed."""
@@ -646,7 +651,7 @@ class Rings:
                 if one is not None:  # what it still holds is drained before it is closed
                     if lane is not Lane.PROMPT:
                         self.on_close(one.fd)
-                    self._offline.append(one)
+                    self._offline.append((clock(), one))
         return True
 
     def close(self) -> None:
