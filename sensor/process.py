@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _TICK = 10**9 // TICKS_PER_SECOND
+_CLOSE = 20_000  # ns between two looks at two clocks
 _UNSURE = 1_000_000  # ns that may lie between a process's start time being taken and its fork event
 _GRACE = 2 * 10**9  # ns that a dead process is kept, for events of its last moments
 _MAX_DEPTH = 64
@@ -101,14 +102,22 @@ class Process:
     def lineage_field(self) -> bytes:
         """Event.process_lineage, encoded. Kept until an ancestor has another name, which is rare."""
         if self._line_at != Process.changes:
-            above = self.parent.lineage_field() if self.parent is not None else b""
-            self._line = self.entry() + above
-            self._line_at = Process.changes
+            stale = []
+            process: Process | None = self
+            while process is not None and process._line_at != Process.changes:
+                stale.append(process)
+                process = process.parent
+            line = b"" if process is None else process._line
+            for process in reversed(stale):  # anybody can make a lineage too deep for a recursion
+                line = process._line = process.entry() + line
+                process._line_at = Process.changes
         return self._line
 
     def adopt(self, parent: Process | None) -> None:
         """Another parent."""
         self.parent = parent
+        if parent is not None:
+            parent.has_forked = True
         Process.changes += 1
 
     def depth(self) -> int:
@@ -140,7 +149,14 @@ class ProcessTable:
 
     def sync_clock(self) -> None:
         """Measure how CLOCK_BOOTTIME and the events' clock lie; they drift apart by what NTP corrects."""
-        self._boot_offset = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - clock()
+        for _ in range(4):
+            before = clock()
+            boot = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+            after = clock()
+            if after - before < _CLOSE or not self._boot_offset:
+                self._boot_offset = boot - (before + after) // 2
+            if after - before < _CLOSE:
+                break  # else we were interrupted, and the difference is none
 
     def process_id(self, pid: int, start: int) -> str:
         """The id of the process with this pid that started so many clock ticks after boot."""
@@ -159,8 +175,6 @@ class ProcessTable:
                 parents[process] = stat.parent
         for process, parent in parents.items():
             process.adopt(self.by_pid.get(parent))
-            if process.parent is not None:
-                process.parent.has_forked = True
         for process in parents:
             self.publish(process)
 
@@ -169,13 +183,20 @@ class ProcessTable:
         if known is not None and known.alive and known.start == stat.start:
             return known
         process = Process(stat.pid, stat.start, self.process_id(stat.pid, stat.start), stat.command, None)
-        process.threads = stat.threads
-        process.counted_at = before
+        self._count(process, stat, before)
         process.is_kernel_thread = stat.is_kernel_thread
         process.foreign = not stat.is_kernel_thread and self.procfs.is_foreign(stat.pid)
-        process.alive = stat.state not in "ZX"
         self.by_pid[stat.pid] = process
+        if not process.alive:
+            self._dead.append((before, process))
         return process
+
+    def _count(self, process: Process, stat: Stat, before: int) -> None:
+        """Take over from procfs how many threads there are. A leader may be a zombie while others run on."""
+        zombie = stat.state in "ZX"
+        process.alive = not zombie or stat.threads > 1
+        process.threads = stat.threads - zombie if process.alive else 0
+        process.counted_at = before
 
     def learn(self, pid: int) -> Process:
         """A process that should be known but isn't; one without an id if procfs has forgotten it too."""
@@ -258,7 +279,7 @@ class ProcessTable:
         """Drop the processes that have been dead for long."""
         while self._dead and self._dead[0][0] + _GRACE < now:
             _, process = self._dead.popleft()
-            if self.by_pid.get(process.pid) is process:
+            if self.by_pid.get(process.pid) is process and not process.alive:
                 del self.by_pid[process.pid]
                 self.engine.clear_process(process.pid)
 
@@ -266,16 +287,24 @@ class ProcessTable:
         """After lifecycle records were lost: learn who is new, let go who is gone."""
         now = clock()
         there = set()
+        fresh = {}
         for stat in self.procfs.scan():
             there.add(stat.pid)
             known = self.by_pid.get(stat.pid)
             if known is None or known.start != stat.start:
-                process = self._learned(stat, now)
-                process.adopt(self.by_pid.get(stat.parent))
-                self.publish(process)
+                fresh[self._learned(stat, now)] = stat.parent
             else:
-                known.threads, known.counted_at = stat.threads, now
-                known.rename(stat.command.encode())
+                was_alive = known.alive
+                self._count(known, stat, now)
+                if known.command != stat.command.encode():
+                    self.renamed(known, stat.command.encode())
+                if was_alive and not known.alive:
+                    known.alive = True
+                    self.exited(now, known)
+        for process, parent in fresh.items():
+            process.adopt(self.by_pid.get(parent))
+        for process in fresh:
+            self.publish(process)
         for pid, process in list(self.by_pid.items()):
             if pid not in there and process.alive:
                 self.exited(now, process)

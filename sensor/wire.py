@@ -7,6 +7,7 @@ The dataclasses are the only copy of the schema. What must be encoded faster tha
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -21,6 +22,7 @@ _WIRE_TYPE = {
     **dict.fromkeys(betterproto2.WIRE_FIXED_32_TYPES, 5),
 }
 _MASK = (1 << 64) - 1
+_SURROGATE = re.compile("[\ud800-\udfff]")  # in a str: bytes that were no UTF-8
 
 
 def varint(value: int) -> bytes:
@@ -53,7 +55,10 @@ def utf8(text: str | bytes) -> bytes:
         if text.isascii():
             return text
         text = text.decode("utf-8", "replace")
-    return text.encode("utf-8", "replace")
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return _SURROGATE.sub("\ufffd", text).encode()
 
 
 MessageClass = type[betterproto2.Message]
