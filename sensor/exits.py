@@ -10,9 +10,11 @@ import ctypes
 import os
 import socket
 import struct
+import time
 from collections import OrderedDict
 
 from .errors import UnservableError
+from .perf import clock
 
 _NETLINK_CONNECTOR = 11
 _CN_IDX_PROC = _CN_VAL_PROC = 1
@@ -24,6 +26,7 @@ _EVENT_OFFSET = _MESSAGE.size
 _SO_ATTACH_FILTER = 26
 _SO_RCVBUFFORCE = 33
 _KEEP = 4096
+_APART = 100_000_000  # ns: no thread id comes again so soon, and no two clocks drift apart so far
 
 
 class ExitConnector:
@@ -32,7 +35,7 @@ class ExitConnector:
     family = "process exit status"
 
     def __init__(self) -> None:
-        self._codes: OrderedDict[int, int] = OrderedDict()
+        self._codes: OrderedDict[int, tuple[int, int]] = OrderedDict()  # thread: when, status
         self.lost = 0
         try:
             self.socket = socket.socket(
@@ -104,6 +107,7 @@ class ExitConnector:
     def read(self) -> None:
         """Take in what has come."""
         codes = self._codes
+        offset = clock() - time.monotonic_ns()
         while True:
             try:
                 message = self.socket.recv(1024)
@@ -113,16 +117,20 @@ class ExitConnector:
                 self.lost += 1
                 continue
             if len(message) >= _EVENT_OFFSET + _EVENT.size:
-                what, _, _, tid, _, code = _EVENT.unpack_from(message, _EVENT_OFFSET)
+                what, _, when, tid, _, code = _EVENT.unpack_from(message, _EVENT_OFFSET)
                 if what == _EXIT:
-                    codes[tid] = code
+                    codes[tid] = when + offset, code
                     codes.move_to_end(tid)
         while len(codes) > _KEEP:
             codes.popitem(last=False)
 
-    def take(self, tid: int) -> int | None:
-        """The raw wait(2) status that a thread exited with; None if it is not known (yet)."""
-        return self._codes.pop(tid, None)
+    def take(self, tid: int, since: int) -> int | None:
+        """The raw wait(2) status of a thread whose exit began then (CLOCK_MONOTONIC_RAW ns).
+
+        None if it is not known (yet): what an earlier thread of that id exited with is somebody else's.
+        """
+        when, code = self._codes.pop(tid, (0, 0))
+        return code if when > since - _APART else None
 
     def close(self) -> None:
         """Stop listening; idempotent."""
