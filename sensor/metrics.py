@@ -64,7 +64,13 @@ class Metrics:
         registry = CollectorRegistry()
         registry.register(self)
         try:
-            server, _ = start_http_server(address.port, addr=address.host, registry=registry)
+            server, thread = start_http_server(address.port, addr=address.host, registry=registry)
         except OSError as error:
             raise SetupError(f"no metrics at {address}: {error.strerror}", "choose another") from error
-        return server.shutdown
+
+        def stop() -> None:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+        return stop

@@ -47,6 +47,7 @@ _RECORD, _FULL, _LOST, _UNKNOWN, _CORRUPT, _YIELD = (  # a look at lib costs mor
     lib.RS_YIELD,
 )
 _BUDGET = 1 << 14  # records between two turns for others
+_TURNS = 1 << 9  # lifecycle records between them
 _IDLE_INTERVAL = 0.1  # s between drains while nobody listens
 _AGAIN = 0.001  # s until a record that waits is tried again
 _HOUSEKEEPING = 1.0  # s
@@ -66,6 +67,8 @@ class Sensor:
         self._closing: list[Callable[[], None]] = []
         self._running = False
         self._event_probes: bool | None = None
+        self._drained = 0  # what is older than this has been handled
+        self._stopping = False
         self._resync = False  # lifecycle records were lost
         self._losses_at = 0
 
@@ -158,11 +161,15 @@ class Sensor:
 
     async def stop_streams(self) -> None:
         """End every stream, as a sensor that goes away."""
+        self._stopping = True
         ended = [one for output in list(self.outputs.values()) for one in list(output.subscribers)]
         for subscriber in ended:
             self._leave(subscriber)
             subscriber.end(SensorStopped())
         await asyncio.sleep(0)
+
+    def _forget_reader(self, descriptor: int) -> None:
+        self._loop.remove_reader(descriptor)
 
     def _check_privileges(self) -> None:
         try:
@@ -199,6 +206,7 @@ class Sensor:
             await asyncio.sleep(_HOUSEKEEPING)
             self._cpus_changed()
             self._count_misses()
+            self.process_family.read_exits()
             self._count_losses(
                 self._losses_at, clock()
             )  # the last of a burst has no record behind it to tell
@@ -279,7 +287,11 @@ class Sensor:
         self._timer = self._soon = None
         if not self._running:
             return
-        delay = self._drain()
+        try:
+            delay = self._drain()
+        except Exception:
+            log.exception("a record could not be handled")
+            delay = _AGAIN
         if not self._running:
             return
         if delay == 0:
@@ -297,7 +309,7 @@ class Sensor:
         engine.set_publish_time(time.time_ns() // 1000)
         self.processes.sync_clock()
         delay = self.config.drain_interval / 1e9 if self.outputs else _IDLE_INTERVAL
-        budget = _BUDGET
+        budget, turns = _BUDGET, _TURNS
         while True:
             why = engine.drain(budget)
             if why == _RECORD:
@@ -305,6 +317,10 @@ class Sensor:
                 if handler is not None and handler() == WAIT:
                     lib.rs_again(engine.handle)
                     delay = _AGAIN
+                    break
+                turns -= 1
+                if turns == 0:
+                    delay = 0
                     break
             elif why == _FULL:
                 if stop.index in self.outputs:
@@ -318,7 +334,8 @@ class Sensor:
                 break
             else:
                 self.processes.forget_dead(clock())
-                self.rings.settle()
+                self._drained = stop.time
+                self.rings.settle(self._drained)
                 if self._resync:
                     self._resync = False
                     self.processes.resync()
@@ -388,6 +405,8 @@ class Sensor:
             self.probes.tidy()
 
     def _join_checked(self, request: Request) -> Subscriber:
+        if self._stopping:
+            raise SensorStopped
         if not request.wants:
             raise request.refused[0][1]
         subscriber = Subscriber(self, self.config.queue_size)
@@ -454,9 +473,13 @@ class Sensor:
         self.process_family.replay(output.number, start)
 
     def _expire(self, subscriber: Subscriber) -> None:
-        if subscriber.output is not None:
+        output = subscriber.output
+        if output is not None:
             self._drain_now()
-            subscriber.end()
+            if self._drained < output.until:  # much waits; what belongs to the subscription is among it
+                self._loop.call_later(_AGAIN, self._expire, subscriber)
+            else:
+                subscriber.end()
 
     def _leave(self, subscriber: Subscriber) -> None:
         output = subscriber.output

@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 SERVICE = "capsule8.api.v0.TelemetryService"
 _MAX_REQUEST = 4 << 20
+_LAST_WORDS = 2.0  # s that clients get to take what still waits for them
 
 
 class BytesCodec(ProtoCodec):
@@ -83,9 +84,19 @@ class TelemetryService:
 
     def __init__(self, sensor: Sensor) -> None:
         self._sensor = sensor
+        self._calls: set[asyncio.Task[Any]] = set()
+
+    async def finish(self, patience: float) -> None:
+        """Wait until every call has told its client how it ended, but not longer than so many seconds."""
+        if self._calls:
+            await asyncio.wait(self._calls, timeout=patience)
 
     async def get_events(self, stream: Stream[bytes, bytes]) -> None:
         """Serve one subscription until its client, its modifiers or the sensor end it."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
         data = await stream.recv_message()
         try:
             request = decode_request(data or b"")
@@ -103,13 +114,13 @@ class TelemetryService:
         return {f"/{SERVICE}/GetEvents": Handler(self.get_events, Cardinality.UNARY_STREAM, bytes, bytes)}
 
 
-def _handlers(sensor: Sensor) -> list[Any]:
+def _handlers(service: TelemetryService) -> list[Any]:
     from grpclib.health.service import Health
     from grpclib.reflection.service import ServerReflection
     from ringside.api.descriptors import pool
 
     pool()
-    handlers: list[Any] = [TelemetryService(sensor), Health()]
+    handlers: list[Any] = [service, Health()]
     return ServerReflection.extend(handlers)
 
 
@@ -202,10 +213,11 @@ async def serve(
         sensor = await stack.enter_async_context(Sensor(config))
         if config.metrics:
             stack.callback(sensor.metrics.serve(parse_address(config.metrics, "metrics")))
+        service = TelemetryService(sensor)
         servers = []
         names = []
         for address, made in sockets:
-            server = Server(_handlers(sensor), codec=BytesCodec())
+            server = Server(_handlers(service), codec=BytesCodec())
             await server.start(sock=made)
             servers.append(server)
             names.append(
@@ -214,6 +226,7 @@ async def serve(
         started(names)
         await stop.wait()
         await sensor.stop_streams()
+        await service.finish(_LAST_WORDS)
         for server in servers:
             server.close()
         for server in servers:

@@ -111,7 +111,7 @@ class Subscriber:
         """Events for this subscriber; counted and dropped if too much is waiting already."""
         if self._ended:
             return
-        if self._waiting + len(batch.data) > self._size:
+        if self._waiting and self._waiting + len(batch.data) > self._size:
             self.dropped += batch.events
             self._sensor.metrics.dropped.inc(batch.events)
             self.report(
@@ -125,11 +125,15 @@ class Subscriber:
     def report(self, loss: Loss) -> None:
         """Tell of lost events, in its place in the stream."""
         self.lost += loss.count
-        last = self._queue[-1] if self._queue else None
-        if isinstance(last, Loss) and last.cause == loss.cause:
-            last.count += loss.count
-            last.since = min(last.since, loss.since)
-            last.until = max(last.until, loss.until)
+        for last in reversed(self._queue):
+            if not isinstance(last, Loss):
+                self._queue.append(loss)
+                break
+            if last.cause == loss.cause:  # no more than one of each cause behind the last events
+                last.count += loss.count
+                last.since = min(last.since, loss.since)
+                last.until = max(last.until, loss.until)
+                break
         else:
             self._queue.append(loss)
         self._wake.set()

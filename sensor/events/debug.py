@@ -24,6 +24,7 @@ _LONGEST = 65536
 _CHARACTERS = "".join(map(chr, range(32, 127)))  # RFC 864: the 95 printable ones, in order
 _AHEAD = 128 << 10  # bytes of chargen that may wait for the subscriber
 _BURST = 64  # events before others have a turn
+_REFUSED = 0.01  # s until the next try
 
 
 @dataclass(eq=False)
@@ -85,13 +86,16 @@ class ChargenWant:
         cycle = _CHARACTERS * (self.length // len(_CHARACTERS) + 2)
         while True:
             await output.room(_AHEAD)
+            pause = 0.0
             for _ in range(max(1, min(_BURST, _AHEAD // self.length))):
                 at = index % len(_CHARACTERS)
                 body = wire.encode(ChargenEvent, index=index, characters=cycle[at : at + self.length])
-                self.sensor.publish([output.number], clock(), wire.nest(Event, "chargen", body))
+                if not self.sensor.publish([output.number], clock(), wire.nest(Event, "chargen", body)):
+                    pause = max(output.request.interval / 1e9, _REFUSED)  # throttled, or at its end
+                    break
                 index = (index + self.length) & (1 << 64) - 1
             self.sensor.flush(output)
-            await asyncio.sleep(0)
+            await asyncio.sleep(pause)
 
 
 class DebugFamily:

@@ -129,6 +129,7 @@ class ProcessFamily:
         self._newtask_comm = newtask["comm"].offset
         self._filename = Layout(executed, "filename")
         self._group_dead = "group_dead" in exited
+        self._exited = Layout(exited, "group_dead") if self._group_dead else None
         self._renamed = Layout(renamed, "pid") if "pid" in renamed else None  # else it is the caller itself
         self._renamed_comm = renamed["newcomm"].offset
         processes_only = f"!(clone_flags & {_CLONE_THREAD})" if self._group_dead else None
@@ -224,6 +225,11 @@ class ProcessFamily:
             self.connector.close()
             self.connector = None
 
+    def read_exits(self) -> None:
+        """Take in what the proc connector has, so that there is room when an exit's status is wanted."""
+        if self.connector is not None:
+            self.connector.read()
+
     def mechanisms(self) -> list[Mechanism]:
         """How this kernel serves process events."""
         last = "told by the kernel" if self._group_dead else "threads counted"
@@ -284,7 +290,9 @@ class ProcessFamily:
             if parent is not None and not self._group_dead and stop.time > parent.counted_at:
                 parent.threads += 1
             return RESULT
-        if parent is None:  # the idle task forks init, and CPUs their threads
+        if (
+            parent is None or pid <= 0
+        ):  # the idle task forks init; a CPU that comes up gets an idle task, pid 0
             return RESULT
         child = self._table.forked(stop.time, parent, pid, text_at(raw, self._newtask_comm, 16))
         self._tell(ProcessEventType.FORK, parent, {"fork_child_pid": pid, "fork_child_id": child.id})
@@ -325,6 +333,8 @@ class ProcessFamily:
 
     def _on_exit(self) -> int:
         stop = self._engine.stop
+        if self._exited is not None and not self._exited.read(ffi.buffer(stop.raw, stop.raw_length))[0]:
+            return RESULT  # a thread; the kernel's filter leaves these out, if it could be set
         process = self._table.get(stop.pid)
         if not self._group_dead:
             if not process.alive or stop.time <= process.counted_at:
@@ -335,10 +345,10 @@ class ProcessFamily:
         code = self._codes.pop(stop.tid, None)
         wanted = self.listeners[ProcessEventType.EXIT] or process.container
         if code is None and self.connector is not None and wanted:
-            code = self.connector.take(stop.tid)
+            code = self.connector.take(stop.tid, stop.time)
             if code is None:
                 self.connector.read()
-                code = self.connector.take(stop.tid)
+                code = self.connector.take(stop.tid, stop.time)
             if code is None and not self._sensor.waited_for(stop.time + _PENDING):
                 if not self._group_dead:
                     process.threads += 1  # this record comes again
