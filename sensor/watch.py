@@ -62,6 +62,11 @@ class Watch:
 
     async def run(self) -> None:
         """Until the stream ends, or a signal or the closed output ends it; then the closing line."""
+        # what is made at first use takes a while, and events don't wait
+        open_envelope(b"")
+        decoder(Status)
+        if self._view.form != "count":
+            decode_response(b"")
         loop = asyncio.get_running_loop()
         work = loop.create_task(self._work())
 
