@@ -28,6 +28,7 @@ _CLOSE = 20_000  # ns between two looks at two clocks
 _UNSURE = 1_000_000  # ns that may lie between a process's start time being taken and its fork event
 _GRACE = 2 * 10**9  # ns that a dead process is kept, for events of its last moments
 _MAX_DEPTH = 64
+_LONGEST_LINE = 16 << 10  # bytes of a lineage, about a thousand processes; what is below has pid 1 for parent
 _PID, _COMMAND = wire.fields(ProcessMessage)["pid"], wire.fields(ProcessMessage)["command"]
 _LINEAGE = wire.fields(Event)["process_lineage"]
 
@@ -182,7 +183,8 @@ class ProcessTable:
         known = self.by_pid.get(stat.pid)
         if known is not None and known.alive and known.start == stat.start:
             return known
-        process = Process(stat.pid, stat.start, self.process_id(stat.pid, stat.start), stat.command, None)
+        command = stat.command.encode()
+        process = Process(stat.pid, stat.start, self.process_id(stat.pid, stat.start), command, None)
         self._count(process, stat, before)
         process.is_kernel_thread = stat.is_kernel_thread
         process.foreign = not stat.is_kernel_thread and self.procfs.is_foreign(stat.pid)
@@ -233,6 +235,8 @@ class ProcessTable:
             stat = self.procfs.stat(pid)
             if stat is not None and abs(stat.start - start) <= 1:
                 start = stat.start
+        if len(parent._line) > _LONGEST_LINE:  # nested that deep: by mistake, or to fill events
+            parent = self.by_pid.get(1, parent)
         process = Process(pid, start, self.process_id(pid, start), command, parent)
         parent.has_forked = True
         process.container = parent.container

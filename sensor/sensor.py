@@ -198,9 +198,6 @@ class Sensor:
         if not task.cancelled() and task.exception() is not None:
             log.error("%s failed", task.get_name(), exc_info=task.exception())
 
-    def _forget_reader(self, fd: int) -> None:
-        self._loop.remove_reader(fd)
-
     async def _housekeeping(self) -> None:
         while True:
             await asyncio.sleep(_HOUSEKEEPING)

@@ -17,7 +17,17 @@ from typing import Any
 
 import pytest
 import ringside.sensor._perf as compiled
-from fakering import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ringside.api.v0 import ChargenEvent, Event, FileEvent, SyscallEventType
+from ringside.sensor import wire
+from ringside.sensor._perf import ffi, lib
+from ringside.sensor.events.syscall import TABLES
+from ringside.sensor.perf import Route, clock
+from ringside.sensor.plan import Fetch, FetchKind, Kernel, Side
+from ringside.sensor.program import Cmp, Test, TestFlag, TestKind
+
+from .support.fakering import (
     EXIT,
     HERE,
     PAGE,
@@ -33,15 +43,6 @@ from fakering import (
     record,
     sample,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from ringside.api.v0 import ChargenEvent, Event, FileEvent, SyscallEventType
-from ringside.sensor import wire
-from ringside.sensor._perf import ffi, lib
-from ringside.sensor.events.syscall import TABLES
-from ringside.sensor.perf import Route, clock
-from ringside.sensor.plan import Fetch, FetchKind, Kernel, Side
-from ringside.sensor.program import Cmp, Test, TestFlag, TestKind
 
 pytestmark = pytest.mark.asan
 

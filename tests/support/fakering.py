@@ -89,10 +89,11 @@ class FakeRing:
 
     def put(self, at: int, data: bytes) -> None:
         """Bytes into the ring's data, wrapping, head as it was."""
-        for byte_at in range(0, len(data), 8):
-            offset = PAGE + (at + byte_at) % self.size
-            piece = data[byte_at : byte_at + 8]
-            self.bytes[offset : offset + len(piece)] = piece
+        while data:
+            offset = at % self.size
+            piece, data = data[: self.size - offset], data[self.size - offset :]
+            self.bytes[PAGE + offset : PAGE + offset + len(piece)] = piece
+            at += len(piece)
 
     def write(self, *records: bytes) -> None:
         """Records, each followed by the head."""
