@@ -235,9 +235,9 @@ class ProcessTable:
             stat = self.procfs.stat(pid)
             if stat is not None and abs(stat.start - start) <= 1:
                 start = stat.start
-        if len(parent._line) > _LONGEST_LINE:  # nested that deep: by mistake, or to fill events
-            parent = self.by_pid.get(1, parent)
         process = Process(pid, start, self.process_id(pid, start), command, parent)
+        if len(parent._line) > _LONGEST_LINE:  # nested that deep by mistake, or to fill events
+            process.parent = self.by_pid.get(1, parent)
         parent.has_forked = True
         process.container = parent.container
         process.foreign = parent.foreign
