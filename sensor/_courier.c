@@ -118,6 +118,19 @@ int64_t rs_fetch_arguments(int32_t pid, uint64_t abi, uint64_t sp, const uint8_t
     return (int64_t)have;
 }
 
+/*
+ * The caller may have freed its text by now and something else lie there. A name that holds control
+ * characters or is not UTF-8 is more likely that than a name: better none than an invented one.
+ */
+static bool is_plausible(const uint8_t *text, size_t length)
+{
+    uint8_t valid[3 * PATH_ROOM + SLACK];
+    for (size_t i = 0; i + 1 < length; i++)
+        if (text[i] < 0x20 || text[i] == 0x7f)
+            return false;
+    return length && length <= PATH_ROOM && put_text(valid, text, length) == length && !memcmp(valid, text, length);
+}
+
 static size_t fetch(const rs_fetch *how, const uint8_t *p, uint32_t size, struct fetched *f, uint8_t *out)
 {
     uint32_t raw_length = (uint32_t)load(p + 32, 4);
@@ -162,8 +175,10 @@ static size_t fetch(const rs_fetch *how, const uint8_t *p, uint32_t size, struct
     }
     if (!f->address || !want)
         return 0;
-    if (how->kind == RS_FETCH_TEXT)
-        return read_text(pid, f->address, out, want);
+    if (how->kind == RS_FETCH_TEXT) {
+        size_t length = read_text(pid, f->address, out, want);
+        return is_plausible(out, length) ? length : 0;
+    }
     n = rs_read_memory(pid, f->address, out, want);
     return n > 0 ? (size_t)n : 0;
 }
