@@ -73,14 +73,10 @@ def main() -> None:
     pace, perf_pace = (max(one["pace"] for one in rows) for rows in (ours, perfs))
     print(f"# {machine()}")
     print(f"issued {issued:,.0f}, delivered {delivered:,.0f}, lost {sum(one['lost'] for one in ours):,.0f}")
-    print(
-        f"calls a second: alone {max(bare):,.0f}, sensor {pace:,.0f}, perf record {perf_pace:,.0f}"
-    )
+    print(f"calls a second: alone {max(bare):,.0f}, sensor {pace:,.0f}, perf record {perf_pace:,.0f}")
     print(f"the load runs at {pace / perf_pace:.0%} of its pace under perf record")
     print(f"CPU for each event: sensor {mine['cpu']:.3f} µs, perf record {perf['cpu']:.3f} µs")
-    print(
-        f"sensor / perf record: {mine['cpu'] / perf['cpu']:.2f}   (the client: {mine['client']:.3f} µs)"
-    )
+    print(f"sensor / perf record: {mine['cpu'] / perf['cpu']:.2f}   (the client: {mine['client']:.3f} µs)")
 
 
 if __name__ == "__main__":

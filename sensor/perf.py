@@ -580,7 +580,9 @@ class Rings:
     def acquire(self, lane: Lane) -> None:
         """One more event needs this lane; open its rings if it is the first."""
         if self._users[lane] == 0:
-            missing = [cpu for cpu in self.cpus if (cpu, lane) not in self._rings]  # some may still be drained
+            missing = [
+                cpu for cpu in self.cpus if (cpu, lane) not in self._rings
+            ]  # some may still be drained
             try:
                 for cpu in missing:
                     self._open(cpu, lane)

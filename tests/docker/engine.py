@@ -117,7 +117,7 @@ class Dockerd:
             lines = (self.folder / "log").read_text(errors="replace").splitlines()
             raise UnavailableError("dockerd ended: " + " | ".join(lines[-3:])[-600:])
         with contextlib.suppress(OSError, http.client.HTTPException):
-            return self.api("GET", "/_ping", parse=False) == b"OK"
+            return bool(self.api("GET", "/_ping", parse=False) == b"OK")
         return False
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
