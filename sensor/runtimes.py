@@ -125,7 +125,7 @@ class Runtimes:
         """Whether a container is still there when nothing runs in it."""
         if not _is_name(container_id):
             return False
-        if (self.root / _DOCKER.format(id=container_id)).exists():
+        if os.path.exists(self.root / _DOCKER.format(id=container_id)):
             return True
         lists = {*self._storage_files(Facts()), *self._storages}  # those of users were found before
         return any(container_id in self._storage(path) for path in lists)
@@ -142,7 +142,7 @@ class Runtimes:
         """The container of that name of a runtime run by hand: it has a folder before it has a process."""
         if _is_name(name):
             for runtime in _BARE:
-                if (self.root / "run" / runtime / name).is_dir():
+                if _is_folder(self.root / "run" / runtime / name):
                     return CgroupOwner(name, runtime)
         return None
 
@@ -161,7 +161,7 @@ class Runtimes:
                 else:
                     # The id may be a name, and is only a name: not a pattern, not a path.
                     folders = [each / part.replace("\0", container_id) for each in folders]
-                    folders = [each for each in folders if each.is_dir()]
+                    folders = [each for each in folders if _is_folder(each)]
             for folder in folders:
                 yield runtime, folder
 
@@ -416,6 +416,13 @@ def _get(document: object, *path: str) -> Any:
     for key in path:
         document = document.get(key) if isinstance(document, dict) else None
     return document
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # not for us to see
+        return False
 
 
 def _folders(path: Path) -> list[Path]:
