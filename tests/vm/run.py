@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import sys
 import tempfile
@@ -30,9 +31,11 @@ PROJECT = Path(__file__).parents[2]
 SMOKE = "tests/vm/smoke.py"
 LIVE = "tests/live"
 # emulated Python is some fifteen times slower
-TIMEOUT = float(os.environ.get("RINGSIDE_VM_TIMEOUT", "900"))
+TIMEOUT = float(os.environ.get("RINGSIDE_VM_TIMEOUT", "1800"))
 # how `ringside check` calls the lowest rung of its ladders
 LAST_RESORT = "the caller's memory"
+# seconds in one test after which it says where it stands
+HANGING = 300
 JOBS = int(os.environ.get("RINGSIDE_VM_JOBS", "2"))
 
 
@@ -142,7 +145,7 @@ def run_tests(
     pytest = [
         *(sys.executable, "-m", "pytest", *names, "-v", "--color=no", "--durations=10"),
         # a test that hangs shows where, before the whole run is out of time
-        *("-p", "no:cacheprovider", "-o", f"faulthandler_timeout={timeout / 3:.0f}"),
+        *("-p", "no:cacheprovider", "-o", f"faulthandler_timeout={HANGING:.0f}"),
         *("--junit-xml=/run/results/junit.xml", "-o", "junit_logging=no"),
     ]
     check = Path(sys.executable).with_name("ringside")
@@ -160,7 +163,7 @@ fi
         )
     except machine.NotBooted as error:
         return Run(kernel, None, str(error))
-    found = tuple(read_junit(results / "junit.xml"))
+    found = tuple(read_junit(results / "junit.xml") or read_progress(outcome.output))
     problem = _end(outcome, timeout)
     if outcome.code == 1 and any(r.verdict is Verdict.FAILED for r in found):
         problem = ""  # said better by the tests themselves
@@ -205,6 +208,20 @@ def read_junit(path: Path) -> list[Result]:
         else:
             verdict, detail = Verdict.OK, ""
         found.append(Result(feature, name, verdict, detail))
+    return found
+
+
+def read_progress(output: str) -> list[Result]:
+    """`pytest -v` as far as it came: what there is when the guest was stopped or died in the middle."""
+    found = []
+    line = r"^\S*?(\w+)\.py::([^\s\[]+(?:\[.*?\](?= |$))?)(?: (PASSED|FAILED|ERROR)\b)?"
+    for module, test, said in re.findall(line, output, re.MULTILINE):
+        feature = module.removeprefix("test_")
+        if said == "PASSED":
+            verdict, detail = Verdict.OK, ""
+        else:
+            verdict, detail = Verdict.FAILED, "no report was written" if said else "running at the end"
+        found.append(Result(feature, f"{feature}::{test}", verdict, detail))
     return found
 
 

@@ -45,6 +45,24 @@ def test_junit_gives_features_and_verdicts(tmp_path: Path) -> None:
     assert run.read_junit(tmp_path / "absent.xml") == []
 
 
+def test_progress_is_read_where_the_guest_never_finished() -> None:
+    output = """collecting ... collected 4 items
+
+tests/vm/smoke.py::test_two_cpus PASSED                                  [ 25%]
+tests/live/test_files.py::test_open[a b] FAILED                          [ 50%]
+tests/live/test_files.py::test_hangs Timeout (0:05:00)!
+Thread 0x00007fef551fdb80 (most recent call first):
+  File "/x/selectors.py", line 468 in select
+"""
+    verdicts = {result.test: result.verdict for result in run.read_progress(output)}
+    assert verdicts == {
+        "smoke::test_two_cpus": Verdict.OK,
+        "files::test_open[a b]": Verdict.FAILED,
+        "files::test_hangs": Verdict.FAILED,
+    }
+    assert run.read_progress(output)[-1].detail == "running at the end"
+
+
 @pytest.mark.parametrize(
     ("verdicts", "text"),
     [
