@@ -29,8 +29,9 @@ bench: $(VENV)/.installed $(VENV)/.tools
 	tests/setup.sh
 	$(BIN)/python -m bench
 
-image:
-	docker build --tag $(IMAGE) .
+# BASE=... an image with python3 that is there already; without it, debootstrap makes one
+image: $(VENV)/.made
+	PYTHON=$(BIN)/python deploy/image.sh $(IMAGE) $(BASE)
 
 clean:
 	rm -rf $(VENV) .tox build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from .config import Config
 from .errors import KernelError, SetupError, UnservableError
 from .events import Mechanism
+from .privileges import missing
+from .procfs import Procfs
 
 _WIDE = 1000
 
@@ -20,13 +22,14 @@ async def mechanisms(config: Config) -> list[Mechanism]:
 
     try:
         async with Sensor(config) as sensor:
-            return sensor.mechanisms()
+            rows = sensor.mechanisms()
     except SetupError as error:
-        return cannot_start(error.missing, error.hint)
+        rows = cannot_start(error.missing, error.hint)
     except UnservableError as error:
-        return cannot_start(error.cause, error.hint)
+        rows = cannot_start(error.cause, error.hint)
     except KernelError as error:
-        return cannot_start(str(error), "" if os.geteuid() == 0 else "run it as root")
+        rows = cannot_start(str(error), "" if os.geteuid() == 0 else "run it as root")
+    return rows + missing(Procfs(config.proc))
 
 
 def cannot_start(cause: str, hint: str) -> list[Mechanism]:
