@@ -85,6 +85,7 @@ class Kernel:
     swap: bool = False
     signed: bool | None = None
     faulty: bool = False  # text that a probe may have failed to read
+    length: int = 0  # of text, if it goes on in the fields behind
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,12 @@ class Side:
 
 @dataclass(frozen=True)
 class When:
-    """The fields in `then`, only if the integer `source` equals `value`."""
+    """The fields in `then`, only if the integer `source` equals `value`, or has any of the bits in `mask`."""
 
     source: Kernel | Side
     value: int
     then: Table
+    mask: int = 0
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,8 @@ class _Compiler:
         known = wire.fields(message)
         for item in table.items() if isinstance(table, Mapping) else table:
             if isinstance(item, When):
-                at = self.emit(self.integer(OpCode.UNLESS, item.source, value=item.value))
+                test = self.integer(OpCode.UNLESS, item.source, value=item.value)
+                at = self.emit(replace(test, length=item.mask))
                 self.message(message, item.then)
                 self.land(at)
             elif isinstance(item, Fetch | View):
@@ -266,7 +269,8 @@ class _Compiler:
             return Op(OpCode.STRING, offset=found.offset + 4 * source.index, flags=faulty)
         if found.kind is Kind.DATA_LOC:
             return Op(OpCode.STRING if is_text else OpCode.BYTES, offset=found.offset, flags=faulty)
-        return Op(OpCode.CHARS if is_text else OpCode.BLOCK, offset=found.offset, length=found.size)
+        code = OpCode.CHARS if is_text else OpCode.BLOCK
+        return Op(code, offset=found.offset, length=source.length or found.size, flags=faulty)
 
     def integer(self, code: OpCode, source: Kernel | Side, value: int = 0) -> Op:
         if isinstance(source, Side):
@@ -348,7 +352,8 @@ class _Interpreter:
                     body = stack.pop()
                     stack[-1] += wire.varint(len(body)) + body
                 case OpCode.UNLESS:
-                    if self.integer(op) != op.value:
+                    have = self.integer(op)
+                    if have is None or (not have & op.length if op.length else have != op.value):
                         at = op.jump
                 case OpCode.FETCHED:
                     if not self.side:
@@ -360,6 +365,8 @@ class _Interpreter:
                 case OpCode.CHARS | OpCode.STRING | OpCode.BYTES | OpCode.BLOCK:
                     text = self.text(op)
                     if op.flags & FAULTY and text == _FAULT:
+                        continue
+                    if op.flags & FAULTY and op.op is OpCode.CHARS and len(text) == op.length:
                         continue
                     if text or op.flags & KEEP_ZERO:
                         out += op.tag + wire.varint(len(text)) + text

@@ -3,11 +3,14 @@
 The ladder:
 
 1. A kprobe on do_sys_openat2 (fs/open.c, 5.6; do_sys_open before), where open, openat, openat2 and creat of
-   64- and 32-bit callers meet.
+   64- and 32-bit callers meet. Where a record may have 2 KiB only, before 5.16, a longer one is dropped with
+   a kernel warning, and a string can't be bounded; so there the name is fetched as a block of 1 KiB.
 2. The system calls' own tracepoints, where they bring the name (`__filename_val`, 7.x).
-3. Event probes on those tracepoints that follow the pointer.
-4. Those tracepoints and the caller's memory, read at once by the courier. Best effort: the caller may have
+3. Those tracepoints and the caller's memory, read at once by the courier. Best effort: the caller may have
    changed the name, or be gone. A name that could not be read is left unset.
+
+Event probes could follow the pointers too, but perf sees nothing of them (kernel/trace/trace_eprobe.c has no
+TRACE_REG_PERF_REGISTER to this day): a perf event on one opens, and stays silent.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from ringside.api.v0 import FileEventFilter, FileEventType
 
 from ..errors import KernelError, RequestError, UnservableError
 from ..expression import FALSE, TRUE, And, Expression, Op, Predicate, all_of
-from ..plan import Fetch, FetchKind, Kernel, Side, Table
+from ..plan import Fetch, FetchKind, Kernel, Side, Table, When
 from ..program import FieldInfo, fields_of
 from ..program import Kind as FieldKind
 from ..tracefs.format import Format
@@ -37,8 +40,11 @@ _PATH_MAX = 4096
 _MAX_PATTERN = 1024
 _CALLS = ("openat", "open", "creat", "openat2")
 _CREAT_FLAGS = os.O_CREAT | os.O_WRONLY | os.O_TRUNC
+_CREATES = os.O_CREAT | 0o20000000  # __O_TMPFILE; without either the mode is what a register happened to hold
+_SMALL_NAME = 1024
 
 KPROBE_ARGUMENTS = (("filename", "+0($arg2):ustring"), ("flags", "+0($arg3):u64"), ("mode", "+8($arg3):u64"))
+_BLOCKS = (("filename", "+u0($arg2):x64[64]"), ("filename_2", "+u512($arg2):x64[64]"))
 OLD_KPROBE_ARGUMENTS = (("filename", "+0($arg2):ustring"), ("flags", "$arg3:s32"), ("mode", "$arg4:u16"))
 
 
@@ -54,7 +60,8 @@ def open_table(call: str, record: Format, name: Any) -> Table:
     elif "flags" in record:
         fields.append(("open_flags", Kernel("flags")))
     if "mode" in record:
-        fields.append(("open_mode", Kernel("mode")))
+        mode = ("open_mode", Kernel("mode"))
+        fields.append(When(Kernel("flags"), 0, [mode], mask=_CREATES) if "flags" in record else mode)
     return {"file": fields}
 
 
@@ -70,7 +77,6 @@ class FileFamily:
             (
                 Rung("kprobe", "kprobe on do_sys_openat2", self._by_kprobe),
                 Rung("tracepoint", "names in the system calls' tracepoints", self._by_tracepoint),
-                Rung("eprobe", "event probes on the system calls' tracepoints", self._by_event_probe),
                 Rung(
                     "memory",
                     "the caller's memory, read at once",
@@ -154,32 +160,6 @@ class FileFamily:
                 events[call] = self._tracepoint("named", call, record, make(), _named_fields(record))
         return self._some(events)
 
-    def _by_event_probe(self) -> dict[str, BulkEvent]:
-        if not self._sensor.event_probes():
-            raise UnservableError(FAMILY, "no event probes")
-        probes = self._sensor.probes
-        events = {}
-        for call in _CALLS:
-            record = self._record(call)
-            if record is None:
-                continue
-            arguments = [("filename", f"+0(${_pointer(record)}):ustring")]
-            if "flags" in record:
-                arguments.append(("flags", "$flags:s32"))
-            if "how" in record:
-                arguments += [("flags", "+u0($how):u64"), ("mode", "+u8($how):u64")]
-            if "mode" in record:
-                arguments.append(("mode", "$mode:u16"))
-            event = probes.get(
-                probes.event_probe(call, "syscalls", f"sys_enter_{call}", tuple(arguments)),
-                partial(_probed_table, call),
-                fields=_faulty_fields,
-                exclude=self._sensor.exclude_self(),
-            )
-            event.constants = {"flags": _CREAT_FLAGS} if call == "creat" else {}
-            events[call] = event
-        return self._some(events)
-
     def _by_memory(self) -> dict[str, BulkEvent]:
         events = {}
         for call in _CALLS:
@@ -240,6 +220,8 @@ def _settled(expression: Expression, event: BulkEvent) -> Expression:
             return all_of(_settled(term, event) for term in terms)
         case Predicate(Op.BITS, name, mask) if name not in event.fields:
             return TRUE if event.constants.get(name, 0) & int(mask) else FALSE
+        case Predicate(Op.BITS, "mode") if "flags" in event.fields:
+            return all_of([expression, Predicate(Op.BITS, "flags", _CREATES)])
     return expression
 
 
@@ -247,6 +229,12 @@ def _faulty_fields(record: Format) -> Fields:
     fields = fields_of(record)
     name = record["filename"]
     fields["filename"] = FieldInfo(FieldKind.DATA_LOC, name.offset, name.size, kernel=name, may_fault=True)
+    return fields
+
+
+def _block_fields(record: Format) -> Fields:
+    fields = fields_of(record)
+    fields["filename"] = FieldInfo(FieldKind.CHARS, record["filename"].offset, _SMALL_NAME)
     return fields
 
 

@@ -1,7 +1,7 @@
 """Network: attempts of connect, bind, listen, accept, sendto, recvfrom, and their results.
 
 Attempts come from kprobes on the functions behind the system calls (net/socket.c), which every caller
-passes, else from event probes or the caller's memory, as for file names. Each brings the socket address as
+passes, else from the caller's memory, as for file names. Each brings the socket address as
 a block of bytes, so that one table decodes it whatever the rung. Results come from the system calls' exit
 tracepoints, which miss nothing however many callers are blocked; return probes would.
 """
@@ -244,8 +244,7 @@ class NetworkFamily:
             else:
                 record = self._record(f"sys_enter_{call.name}")
                 if record is not None:
-                    make = self._by_event_probe if rung == "eprobe" else self._by_memory
-                    events[call.name] = make(action, call, record)
+                    events[call.name] = self._by_memory(action, call, record)
         if not events:
             raise UnservableError(
                 FAMILY, "no tracepoints of system calls", "a kernel with CONFIG_FTRACE_SYSCALLS"
@@ -268,27 +267,6 @@ class NetworkFamily:
             return probes.get(
                 probes.kprobe(call.name, call.symbol, tuple(arguments)),
                 lambda record: _attempt_table(action, record),
-                fields=_probe_fields,
-                exclude=self._sensor.exclude_self(),
-            )
-        except RequestError as error:
-            raise UnservableError(FAMILY, str(error)) from error
-
-    def _by_event_probe(self, action: Action, call: Call, _record: Format) -> BulkEvent:
-        if not self._sensor.event_probes():
-            raise UnservableError(FAMILY, "no event probes")
-        arguments = [("fd", "$fd:s32")]
-        if call.backlog:
-            arguments.append(("backlog", "$backlog:s32"))
-        if call.message:
-            arguments += _address_arguments(f"+u0(${call.address_field})", f"+u8(${call.address_field}):s32")
-        elif call.address_field:
-            arguments += _address_arguments(f"${call.address_field}", f"${call.length_field}:s32")
-        probes = self._sensor.probes
-        try:
-            return probes.get(
-                probes.event_probe(call.name, "syscalls", f"sys_enter_{call.name}", tuple(arguments)),
-                lambda made: _attempt_table(action, made),
                 fields=_probe_fields,
                 exclude=self._sensor.exclude_self(),
             )
