@@ -14,7 +14,9 @@ ffibuilder.set_source(
     "ringside.sensor._perf",
     '#include "_perf.c"',
     include_dirs=["sensor"],
-    depends=[f"sensor/{name}" for name in ("_perf.c", "_perf.h", "_bytes.h", "_plan.c", "_rings.c", "_courier.c")],
+    depends=[
+        f"sensor/{name}" for name in ("_perf.c", "_perf.h", "_bytes.h", "_plan.c", "_rings.c", "_courier.c")
+    ],
     py_limited_api=True,
     extra_compile_args=[
         "-std=gnu11",
