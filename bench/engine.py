@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from ringside.api.v0 import Event
+from ringside.sensor import wire
 from ringside.sensor._perf import ffi, lib
 from ringside.sensor.events.syscall import TABLES
 from ringside.sensor.perf import Engine, Route
@@ -25,12 +26,12 @@ def record(pid: int, when: int, number: int) -> bytes:
     return struct.pack("=IHH", 9, 0, len(body) + 8) + body
 
 
-def measure(outputs: int, processes: int, rounds: int, shared: bool) -> float:
+def measure(outputs: int, processes: int, rounds: int, shared: bool, containers: int = 0) -> float:
     """Nanoseconds for each event with so many outputs that want it, or one that is shared."""
     engine = Engine("bench-sensor", 1)
     memory = ffi.new("uint8_t[]", (PAGES + 1) * PAGE)
     page = ffi.cast("uint64_t *", memory)
-    head, tail = 1024 // 8, 1032 // 8  # struct perf_event_mmap_page
+    head_at, tail_at = 1024 // 8, 1032 // 8  # struct perf_event_mmap_page
     lib.rs_ring_attach(engine.handle, memory, PAGES, PAGE, 1)
     enter = TABLES[1]  # type: ignore[index]
     plan = compile_plan(Event, enter[1], parse_format(FORMAT.read_text()))
@@ -38,8 +39,18 @@ def measure(outputs: int, processes: int, rounds: int, shared: bool) -> float:
     numbers = [engine.open_output(64 << 10) for _ in range(1 if shared else outputs)]
     engine.route(source, [Route(number, 110) for number in numbers])
     lib.rs_event_set(engine.handle, 7, source, 0, 0)
+    fields = wire.fields(Event)
     for pid in range(1000, 1000 + processes):
-        engine.set_process(pid, b"\x12\x14" + b"x" * 20 + b"\x18\x88\x27")
+        head, tail, number = b"\x12\x14" + b"x" * 20 + b"\x18\x88\x27", b"", 0
+        if containers:
+            number = 1 + pid % containers
+            head += fields["container_id"].encode(f"{number:064x}")
+            tail = (
+                fields["container_name"].encode(f"/service-{number}")
+                + fields["image_id"].encode(f"{number:064x}")
+                + fields["image_name"].encode("registry.example/team/service:1.0")
+            )
+        engine.set_process(pid, head, b"", tail, number)
     engine.set_publish_time(time.time_ns() // 1000)
     one = record(1000, 0, 110)
     fit = PAGES * PAGE // len(one) // 2
@@ -57,13 +68,13 @@ def measure(outputs: int, processes: int, rounds: int, shared: bool) -> float:
                 ffi.memmove(memory + offset, data[:room], room)
                 ffi.memmove(memory + PAGE, data[room:], len(data) - room)
             at += len(data)
-        page[head] = at
+        page[head_at] = at
         start = time.perf_counter_ns()
         while (why := engine.drain(0)) != lib.RS_DONE:
             assert why == lib.RS_FULL, why
             engine.take(engine.stop.index)
         best = min(best, (time.perf_counter_ns() - start) / fit)
-        assert page[tail] == at
+        assert page[tail_at] == at
     for number in numbers:
         engine.take(number)
     engine.close()
@@ -78,6 +89,7 @@ if __name__ == "__main__":
     for label, ns in (
         ("one subscriber", base),
         ("10,000 processes", measure(1, 10000, rounds, False)),
+        ("10,000 processes of 1,000 containers", measure(1, 10000, rounds, False, 1000)),
         ("ten subscribers that ask for the same", measure(10, 1, rounds, True)),
         ("ten subscribers that ask differently", measure(10, 1, rounds, False)),
     ):

@@ -11,7 +11,7 @@ from .procfs import Procfs
 _NEEDED = (
     ((38, 21), "CAP_PERFMON", "no kernel event can be opened (before 5.8 it takes CAP_SYS_ADMIN)"),
     ((19,), "CAP_SYS_PTRACE", "file names, addresses and long command lines are missing from events"),
-    ((2, 1), "CAP_DAC_READ_SEARCH", "runtimes' folders can't be read: names come from an engine's socket only"),
+    ((2, 1), "CAP_DAC_READ_SEARCH", "runtimes' folders can't be read: names come from engines only"),
 )
 
 
