@@ -165,11 +165,6 @@ class NetworkFamily:
             (
                 Rung("kprobe", "kprobes on __sys_connect and the like", partial(self._attempts, "kprobe")),
                 Rung(
-                    "eprobe",
-                    "event probes on the system calls' tracepoints",
-                    partial(self._attempts, "eprobe"),
-                ),
-                Rung(
                     "memory",
                     "the caller's memory, read at once",
                     partial(self._attempts, "memory"),

@@ -75,7 +75,7 @@ def opened(**more: object) -> FileEventFilter:
 
 
 def is_told(rung: str, name: bytes) -> bool:
-    """True if the rung can bring this name: old kernels' records are small, memory may hold anything by now."""
+    """True if the rung can bring this name: old kernels' records are small, memory may hold anything."""
     if rung == "kprobe":
         with open_tracefs() as tracefs:
             return len(name) < 1024 or trace_size_limit(tracefs) > 4096
@@ -199,9 +199,8 @@ async def test_filters(rung: str, record_property: Told) -> None:
                 for call in (*calls, end):
                     call.make()
                 events = [told(event)[0] for event in await stream.until(is_end)]
-            assert events == [NAMES[at].decode(errors="replace") for at in sorted(which - hidden)] + [
-                END.decode()
-            ], filters
+            names = [NAMES[at].decode(errors="replace") for at in sorted(which - hidden)]
+            assert events == [*names, END.decode()], filters
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ async def watching(
     keep: Callable[[Any], bool] = lambda event: event.process_pid == os.getpid(),
     **filters: object,
 ) -> AsyncIterator[Stream]:
-    """A subscription to these filters, live. What is not to `keep`, by default what others do, is left out."""
+    """A subscription to these filters, live. Only what to `keep` stays, by default our own."""
     wanted = EventFilter(**filters)  # type: ignore[arg-type]
     async with sensor.subscribe(Subscription(event_filter=wanted)) as subscriber:
         stream = Stream(subscriber, keep)
