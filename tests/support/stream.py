@@ -38,8 +38,7 @@ class Stream:
 
     async def more(self) -> None:
         """Take one more message."""
-        async with asyncio.timeout(PATIENCE):
-            message = RESPONSE.FromString(await anext(self._subscriber))
+        message = RESPONSE.FromString(await anext(self._subscriber))
         for one in message.events:  # a busy machine's events are many, and dataclasses are slow
             if self._wanted(one.event):
                 self.events.append(Event.parse(one.event.SerializeToString()))
@@ -48,26 +47,28 @@ class Stream:
     async def until(self, wanted: Callable[[Event], object]) -> list[Event]:
         """All events since the last time, up to the first that is wanted, which is the last."""
         start = at = self._seen
-        while True:
-            while at < len(self.events):
-                at += 1
-                if wanted(self.events[at - 1]):
-                    self._seen = at
-                    return self.events[start:at]
-            try:
-                await self.more()
-            except TimeoutError:
-                pytest.fail(f"did not come; but {self.events[start:]}, {self.statuses}")
+        try:
+            async with asyncio.timeout(PATIENCE):  # for all: some event always comes
+                while True:
+                    while at < len(self.events):
+                        at += 1
+                        if wanted(self.events[at - 1]):
+                            self._seen = at
+                            return self.events[start:at]
+                    await self.more()
+        except TimeoutError:
+            pytest.fail(f"did not come; but {self.events[start:]}, {self.statuses}")
 
     async def status(self, reason: str) -> dict[str, str]:
         """The metadata of the next status of this reason."""
-        while True:
-            while self.statuses:
-                for detail in self.statuses.pop(0).details:
-                    info = detail.unpack()
-                    if isinstance(info, ErrorInfo) and info.reason == reason:
-                        return info.metadata
-            await self.more()
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                while self.statuses:
+                    for detail in self.statuses.pop(0).details:
+                        info = detail.unpack()
+                        if isinstance(info, ErrorInfo) and info.reason == reason:
+                            return info.metadata
+                await self.more()
 
 
 @asynccontextmanager
