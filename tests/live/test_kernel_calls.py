@@ -8,7 +8,7 @@ import os
 import select
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -30,9 +30,16 @@ END = 987_654_321
 
 
 def called(
-    symbol: str, *, on: KernelFunctionCallEventType = ENTER, where: str = "", **arguments: str
+    symbol: str,
+    more: Mapping[str, str] | None = None,
+    *,
+    on: KernelFunctionCallEventType = ENTER,
+    where: str = "",
+    **arguments: str,
 ) -> KernelFunctionCallFilter:
-    return KernelFunctionCallFilter(type=on, symbol=symbol, arguments=arguments, filter=where)
+    return KernelFunctionCallFilter(
+        type=on, symbol=symbol, arguments={**(more or {}), **arguments}, filter=where
+    )
 
 
 # what every stream of these tests sees last
@@ -62,7 +69,7 @@ def told(event: Event) -> dict[str, tuple[F, object]]:
 
 def open_at(memory: ctypes.Array[ctypes.c_char]) -> None:
     """Open what can't be: the kernel's function sees the address of this memory."""
-    LIBC.syscall(OPENAT, -100, memory, os.O_PATH | os.O_NOFOLLOW, 0)
+    LIBC.syscall(OPENAT, -100, memory, os.O_DIRECTORY | os.O_NOFOLLOW, 0)
 
 
 RAW = bytes.fromhex("8182838485868788") + b"ringside-kernel-call"
@@ -83,9 +90,9 @@ TYPES: dict[str, tuple[str, tuple[F, object]]] = {
     "shorts": ("+u0($arg2):u16[3]", (F.BYTES, RAW[:6])),
     "longs": ("+u0($arg2):x64[2]", (F.BYTES, RAW[:16])),
     "dfd": ("$arg1:s32", (F.SINT32, -100)),
-    "negative": ("$arg1:s64", (F.SINT64, -100)),
+    "unsigned": ("$arg1:u32", (F.UINT32, (1 << 32) - 100)),
     "register": ("%di:s32", (F.SINT32, -100)),
-    "how": ("+0($arg3):u64", (F.UINT64, os.O_PATH | os.O_NOFOLLOW | 0o100000)),
+    "how": ("+0($arg3):u64", (F.UINT64, os.O_DIRECTORY | os.O_NOFOLLOW | 0o100000)),
     "comm": ("$comm", (F.STRING, "")),
 }
 
@@ -99,7 +106,7 @@ async def test_every_type(record_property: Told) -> None:
     pointers = ctypes.create_string_buffer(struct.pack("=QQ", *map(ctypes.addressof, texts)))
     own_name = Path("/proc/thread-self/comm").read_text()[:-1]
     fetch = {name: what for name, (what, _) in TYPES.items()}
-    both = called("do_sys_openat2", where="marker == 0x8887868584838281", marker="+u0($arg2):x64", **fetch)
+    both = called("do_sys_openat2", fetch, where="marker == 0x8887868584838281", marker="+u0($arg2):x64")
     two = called(
         "do_sys_openat2",
         where=f"marker == {ctypes.addressof(texts[0])}",
@@ -124,14 +131,17 @@ async def test_exit(record_property: Told) -> None:
     if is_missing("kprobe", record_property):
         return
     bad = called("__sys_bind", on=EXIT, where=f"ret == -{errno.EBADF} || ret == 77", ret="$retval:s32")
-    wide = called("__sys_bind", on=EXIT, where="whole < 0 && !(whole >= 0)", whole="$retval:s64")
+    wide = called(
+        "do_sys_openat2", on=EXIT, where=f"whole < 0 && whole == -{errno.EFAULT}", whole="$retval:s64"
+    )
     async with own_sensor() as sensor, watching(sensor, kernel_events=[bad, wide, LAST]) as stream:
         LIBC.bind(9999, b"\1\0", 2)
+        LIBC.syscall(OPENAT, -100, None, 0, 0)
         end()
         events = [told(event) for event in await stream.until(is_end)]
     assert sorted(events[:-1], key=str) == [
         {"ret": (F.SINT32, -errno.EBADF)},
-        {"whole": (F.SINT64, -errno.EBADF)},
+        {"whole": (F.SINT64, -errno.EFAULT)},
     ]
 
 
@@ -148,10 +158,10 @@ REFUSED: Sequence[tuple[KernelFunctionCallFilter, str, str]] = (
     (called("__sys_listen", a="$arg1:nosuch"), "arguments[a]", ""),
     (called("__sys_listen", a="$nosuch"), "arguments[a]", ""),
     (called("__sys_listen", a="$retval"), "arguments[a]", ""),
-    (called("__sys_listen", **{"9a": "$arg1"}), "arguments[9a]", "identifier"),
+    (called("__sys_listen", {"9a": "$arg1"}), "arguments[9a]", "identifier"),
     (called("__sys_listen", common_pid="$arg1"), "arguments[common_pid]", "kernel's"),
-    (called("__sys_listen", **{f"a{n}": "$arg1" for n in range(129)}), "arguments", "128"),
-    (called("__sys_listen", **{f"a{n}": "+0($arg1):x64[64]" for n in range(20)}), "arguments", "bytes"),
+    (called("__sys_listen", {f"a{n}": "$arg1" for n in range(129)}), "arguments", "128"),
+    (called("__sys_listen", {f"a{n}": "+0($arg1):x64[64]" for n in range(20)}), "arguments", "bytes"),
     (called("__sys_listen", where="nosuch == 1", fd="$arg1:s32"), "filter", "at"),
     (called("__sys_listen", where="fd == ", fd="$arg1:s32"), "filter", ""),
     (called("__sys_listen", where="(fd == 1", fd="$arg1:s32"), "filter", ""),
