@@ -579,17 +579,15 @@ class Rings:
 
     def acquire(self, lane: Lane) -> None:
         """One more event needs this lane; open its rings if it is the first."""
-        if self._users[lane] == 0:
-            missing = [
-                cpu for cpu in self.cpus if (cpu, lane) not in self._rings
-            ]  # some may still be drained
-            try:
-                for cpu in missing:
-                    self._open(cpu, lane)
-            except BaseException:
-                for cpu in missing:
-                    self._close(cpu, lane)
-                raise
+        # those that the drain has yet to empty are still there
+        missing = [cpu for cpu in self.cpus if (cpu, lane) not in self._rings]
+        try:
+            for cpu in missing:
+                self._open(cpu, lane)
+        except BaseException:
+            for cpu in missing:
+                self._close(cpu, lane)
+            raise
         self._users[lane] += 1
 
     def release(self, lane: Lane) -> None:

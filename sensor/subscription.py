@@ -25,6 +25,7 @@ from ringside.api.v0 import (
 
 from .errors import RequestError, RingsideError, UnservableError
 from .events import Want
+from .events.bulk import attach_all, detach_all
 from .perf import Batch, clock
 
 if TYPE_CHECKING:
@@ -229,11 +230,10 @@ class Output:
         try:
             if request.containers is not None:
                 self.sensor.container_family.filter(self, request.containers)
-            for want in request.wants:
-                try:
-                    want.attach(self.number)
+            for want, error in attach_all(request.wants, self.number):
+                if error is None:
                     self.attached.append(want)
-                except UnservableError as error:
+                else:
                     self.refused.append((want.family, error))
             if not self.attached:
                 raise self.refused[0][1]
@@ -244,8 +244,7 @@ class Output:
     def close(self) -> None:
         """Detach everything."""
         if self.number >= 0:
-            for want in self.attached:
-                want.detach(self.number)
+            detach_all(self.attached, self.number)
             self.attached.clear()
             self.sensor.engine.close_output(self.number)
             self.sensor.container_family.unfilter(self)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ringside.api.v0 import Event
 
@@ -17,6 +17,7 @@ from ..plan import Kernel, Table, compile_plan
 from ..program import Test, compile_program, fields_of, split
 from ..tracefs.filter import ALWAYS, CannotSay, Filter, all_of, any_of
 from ..tracefs.format import Format
+from . import Want
 
 if TYPE_CHECKING:
     from ..expression import Expression
@@ -86,23 +87,25 @@ class BulkEvent:
         self.kernel.close()
         self.kernel.rings.later(lambda: self.engine.close_source(self.source))
 
-    def add(self, output: int, want: BulkWant) -> int:
-        """One more want; from which time on its records come."""
-        self._wants.append((output, want))
+    def add(self, output: int, *wants: BulkWant) -> int:
+        """More wants; from which time on their records come."""
+        before = list(self._wants)
+        self._wants.extend((output, want) for want in wants)
         try:
             since = self.kernel.open(self.filter())
             self._reroute()
             return since
         except BaseException:
-            self._wants.remove((output, want))
+            self._wants = before
             self._reroute()
             raise
 
-    def remove(self, output: int, want: BulkWant) -> None:
-        """One want less; narrows the kernel's filter, or closes the event if it was the last."""
-        if (output, want) not in self._wants:
+    def remove(self, output: int, *wants: BulkWant) -> None:
+        """Some wants less; narrows the kernel's filter, or closes the event if they were the last."""
+        gone = {(output, want) for want in wants}
+        if gone.isdisjoint(self._wants):
             return
-        self._wants.remove((output, want))
+        self._wants = [one for one in self._wants if one not in gone]
         self._reroute()
         if not self._wants:
             self.kernel.close()
@@ -168,6 +171,37 @@ class BulkWant:
     def detach(self, output: int) -> None:
         """No more."""
         self.event.remove(output, self)
+
+
+def attach_all(wants: Sequence[Want], output: int) -> Iterator[tuple[Want, UnservableError | None]]:
+    """Attach them, those of one kernel event at once: each step changes its filter. With what was refused."""
+    for event, group in _by_event(wants):
+        try:
+            if event is None:
+                group[0].attach(output)
+            else:
+                event.add(output, *group)
+        except UnservableError as error:
+            yield from ((want, error) for want in group)
+        else:
+            yield from ((want, None) for want in group)
+
+
+def detach_all(wants: Sequence[Want], output: int) -> None:
+    """Detach them, those of one kernel event at once."""
+    for event, group in _by_event(wants):
+        if event is None:
+            group[0].detach(output)
+        else:
+            event.remove(output, *group)
+
+
+def _by_event(wants: Sequence[Want]) -> list[tuple[BulkEvent | None, list[Any]]]:
+    groups: dict[object, tuple[BulkEvent | None, list[Any]]] = {}
+    for want in wants:
+        event = want.event if isinstance(want, BulkWant) else None
+        groups.setdefault(want if event is None else event, (event, []))[1].append(want)
+    return list(groups.values())
 
 
 def native_flag() -> int:
