@@ -13,6 +13,8 @@ docker.io        /usr/sbin/dockerd
 iptables         /usr/sbin/iptables
 debootstrap      /usr/sbin/debootstrap
 busybox-static   /bin/busybox
+kmod             /usr/sbin/depmod
+e2fsprogs        /usr/sbin/mke2fs
 LIST
 }
 
