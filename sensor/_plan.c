@@ -289,8 +289,6 @@ static int64_t plan_run(const rs_op *ops, uint32_t n_ops, const uint8_t *pool, s
                 continue;
             if (op->flags & RS_FAULTY && t.length == sizeof FAULT - 1 && !memcmp(t.at, FAULT, t.length))
                 continue;
-            if (op->flags & RS_FAULTY && op->op == RS_OP_CHARS && t.length == op->length)
-                continue; /* goes on behind what was fetched: a part of a name is not the name */
             if ((size_t)(end - out) < 3 * t.length + reserve)
                 return -ENOSPC;
             bool is_text = op->op == RS_OP_CHARS || op->op == RS_OP_STRING;

@@ -85,7 +85,6 @@ class Kernel:
     swap: bool = False
     signed: bool | None = None
     faulty: bool = False  # text that a probe may have failed to read
-    length: int = 0  # of text, if it goes on in the fields behind
 
 
 @dataclass(frozen=True)
@@ -111,13 +110,14 @@ class When:
 
 @dataclass(frozen=True)
 class View:
-    """The fields in `then`, of the block that a probe fetched into the array field `block`.
+    """The fields in `then`, of the block of `length` bytes that a probe fetched, from the field `block` on.
 
     Side() counts in it; `count` is the integer field that says how much of it is there.
     """
 
     block: str
     then: Table
+    length: int
     count: str | None = None
 
 
@@ -270,7 +270,7 @@ class _Compiler:
         if found.kind is Kind.DATA_LOC:
             return Op(OpCode.STRING if is_text else OpCode.BYTES, offset=found.offset, flags=faulty)
         code = OpCode.CHARS if is_text else OpCode.BLOCK
-        return Op(code, offset=found.offset, length=source.length or found.size, flags=faulty)
+        return Op(code, offset=found.offset, length=found.size, flags=faulty)
 
     def integer(self, code: OpCode, source: Kernel | Side, value: int = 0) -> Op:
         if isinstance(source, Side):
@@ -297,7 +297,7 @@ class _Compiler:
     def viewed(self, item: View) -> Op:
         block = self.find(Kernel(item.block))
         count = 0 if item.count is None else self.find(Kernel(item.count)).offset
-        self.view = (block.offset, block.size, count)
+        self.view = (block.offset, item.length, count)
         return Op(OpCode.FETCHED)
 
     def find(self, source: Kernel) -> RecordField:
@@ -365,8 +365,6 @@ class _Interpreter:
                 case OpCode.CHARS | OpCode.STRING | OpCode.BYTES | OpCode.BLOCK:
                     text = self.text(op)
                     if op.flags & FAULTY and text == _FAULT:
-                        continue
-                    if op.flags & FAULTY and op.op is OpCode.CHARS and len(text) == op.length:
                         continue
                     if text or op.flags & KEEP_ZERO:
                         out += op.tag + wire.varint(len(text)) + text

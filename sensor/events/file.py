@@ -3,8 +3,7 @@
 The ladder:
 
 1. A kprobe on do_sys_openat2 (fs/open.c, 5.6; do_sys_open before), where open, openat, openat2 and creat of
-   64- and 32-bit callers meet. Where a record may have 2 KiB only, before 5.16, a longer one is dropped with
-   a kernel warning, and a string can't be bounded; so there the name is fetched as a block of 1 KiB.
+   64- and 32-bit callers meet.
 2. The system calls' own tracepoints, where they bring the name (`__filename_val`, 7.x).
 3. Those tracepoints and the caller's memory, read at once by the courier. Best effort: the caller may have
    changed the name, or be gone. A name that could not be read is left unset.
@@ -41,10 +40,8 @@ _MAX_PATTERN = 1024
 _CALLS = ("openat", "open", "creat", "openat2")
 _CREAT_FLAGS = os.O_CREAT | os.O_WRONLY | os.O_TRUNC
 _CREATES = os.O_CREAT | 0o20000000  # __O_TMPFILE; without either the mode is what a register happened to hold
-_SMALL_NAME = 1024
 
 KPROBE_ARGUMENTS = (("filename", "+0($arg2):ustring"), ("flags", "+0($arg3):u64"), ("mode", "+8($arg3):u64"))
-_BLOCKS = (("filename", "+u0($arg2):x64[64]"), ("filename_2", "+u512($arg2):x64[64]"))
 OLD_KPROBE_ARGUMENTS = (("filename", "+0($arg2):ustring"), ("flags", "$arg3:s32"), ("mode", "$arg4:u16"))
 
 
@@ -229,12 +226,6 @@ def _faulty_fields(record: Format) -> Fields:
     fields = fields_of(record)
     name = record["filename"]
     fields["filename"] = FieldInfo(FieldKind.DATA_LOC, name.offset, name.size, kernel=name, may_fault=True)
-    return fields
-
-
-def _block_fields(record: Format) -> Fields:
-    fields = fields_of(record)
-    fields["filename"] = FieldInfo(FieldKind.CHARS, record["filename"].offset, _SMALL_NAME)
     return fields
 
 

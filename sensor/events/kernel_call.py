@@ -104,7 +104,9 @@ class KernelCallFamily:
             if not features.kprobes or not self._sensor.tracefs.writable:
                 cause, hint = _missing(features.kprobes)
                 raise UnservableError(FAMILY, cause, hint)
-            event = self._sensor.probes.get(spec, call_table, fixed_filter=request.filter or None)
+            event = self._sensor.probes.get(
+                spec, call_table, fixed_filter=request.filter or None, may_miss=True
+            )
         except RequestError as error:
             raise RequestError(f"{path}.{error.field}", error.problem) from error
         except KernelError as error:

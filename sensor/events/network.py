@@ -312,13 +312,15 @@ class NetworkFamily:
 
 def _address_arguments(pointer: str, length: str) -> list[tuple[str, str]]:
     scalars = [(name, f"+u{offset}({pointer}):{kind}") for name, offset, kind in _SCALARS]
-    return [*scalars, ("length", length), ("block", f"+u0({pointer}):x64[{_SOCKADDR // 8}]")]
+    # an array of user memory would be one word here, but 5.10 takes none
+    words = [(f"block{at}", f"+u{at}({pointer}):x64") for at in range(0, _SOCKADDR, 8)]
+    return [*scalars, ("length", length), *words]
 
 
 def _attempt_table(action: Action, record: Format) -> Table:
     body: list[Any] = [("type", action.attempt), ("sockfd", Kernel("fd"))]
-    if "block" in record:
-        body.append(View("block", [("address", ADDRESS)], count="length"))
+    if "block0" in record:
+        body.append(View("block0", [("address", ADDRESS)], _SOCKADDR, count="length"))
     if "backlog" in record:
         body.append(("backlog", Kernel("backlog")))
     return {"network": body}
@@ -329,7 +331,7 @@ def _probe_fields(record: Format) -> Fields:
     for name in ("fd", "backlog"):
         if name in record and (info := FieldInfo.of(record[name])) is not None:
             fields[name] = info
-    if "block" in record:
+    if "block0" in record:
         fields.update(address_fields())
         for name, scalar, swapped, guard in (
             ("sa_family", "family", False, TRUE),
