@@ -116,5 +116,5 @@ async def test_best_effort_is_said(rung: str, record_property: Told) -> None:
         async with watching(sensor, file_events=[opened]) as stream:
             reasons = [detail.unpack() for status in stream.statuses for detail in status.details]
             LIBC.open(b"/ringside-test/none", 0)
-            await stream.until(lambda event: event.file)
+            await stream.until(lambda event: event.file is not None)
     assert [getattr(one, "reason", "") for one in reasons] == (["BEST_EFFORT"] if rung == "memory" else [])

@@ -63,7 +63,7 @@ async def test_the_dead_are_swept_and_the_living_left_alone(record_property: Tol
             assert live_group in probes()
             assert sensor.probes.group in probes()
             LIBC.listen(987_654, 1)
-            await stream.until(lambda event: event.kernel_call)
+            await stream.until(lambda event: event.kernel_call is not None)
             assert alive.stdout is not None
             assert alive.stdout.readline().strip() == live_group
         assert sensor.probes.group not in probes()
@@ -90,5 +90,5 @@ async def test_nothing_is_left(record_property: Told) -> None:
                 assert probes() != idle
         async with watching(sensor, kernel_events=[call]) as stream:
             LIBC.bind(987_654, b"\1\0", 2)
-            await stream.until(lambda event: event.kernel_call)
+            await stream.until(lambda event: event.kernel_call is not None)
     assert probes() == before
