@@ -41,16 +41,15 @@ def measure(outputs: int, processes: int, rounds: int, shared: bool, containers:
     lib.rs_event_set(engine.handle, 7, source, 0, 0)
     fields = wire.fields(Event)
     for pid in range(1000, 1000 + processes):
-        head, tail, number = b"\x12\x14" + b"x" * 20 + b"\x18\x88\x27", b"", 0
-        if containers:
-            number = 1 + pid % containers
-            head += fields["container_id"].encode(f"{number:064x}")
-            tail = (
-                fields["container_name"].encode(f"/service-{number}")
-                + fields["image_id"].encode(f"{number:064x}")
-                + fields["image_name"].encode("registry.example/team/service:1.0")
-            )
-        engine.set_process(pid, head, b"", tail, number)
+        number = 1 + pid % containers if containers else 0
+        engine.set_process(pid, b"\x12\x14" + b"x" * 20 + b"\x18\x88\x27", container=number)
+    for number in range(1, 1 + containers):
+        tail = (
+            fields["container_name"].encode(f"/service-{number}")
+            + fields["image_id"].encode(f"{number:064x}")
+            + fields["image_name"].encode("registry.example/team/service:1.0")
+        )
+        engine.set_container(number, fields["container_id"].encode(f"{number:064x}"), tail)
     engine.set_publish_time(time.time_ns() // 1000)
     one = record(1000, 0, 110)
     fit = PAGES * PAGE // len(one) // 2

@@ -61,7 +61,12 @@ enum {
 
 struct process {
     uint32_t flags, container;
-    uint32_t head, lineage, tail; /* lengths, in this order in bytes */
+    uint32_t head, lineage; /* lengths, in this order in bytes */
+    uint8_t bytes[];
+};
+
+struct container { /* what all its processes' events say of it, before and behind their own */
+    uint32_t flags, head, tail;
     uint8_t bytes[];
 };
 
@@ -139,6 +144,8 @@ struct rs_engine {
     uint8_t publish[PUBLISH_ROOM + SLACK];   /* the publish time field and the tag of the event */
     size_t id_length, digits, sensor_length, publish_length;
     struct map events, processes;
+    struct container **containers;
+    size_t n_containers;
     uint64_t cached_id;
     struct event *cached_event;
     int32_t cached_pid;
@@ -216,6 +223,9 @@ void rs_free(rs_engine *e)
         rs_output_clear(e, (uint32_t)i);
     map_free(&e->events, true);
     map_free(&e->processes, true);
+    for (size_t i = 0; i < e->n_containers; i++)
+        free(e->containers[i]);
+    free(e->containers);
     free(e->sources);
     free(e->outputs);
     free(e->rings);
@@ -262,23 +272,49 @@ void rs_publish_field(rs_engine *e, const uint8_t *field, size_t length)
 /* ---- processes ---------------------------------------------------------------------------------- */
 
 int rs_process_set(rs_engine *e, int32_t pid, uint32_t flags, uint32_t container, const uint8_t *head,
-                   size_t head_length, const uint8_t *lineage, size_t lineage_length, const uint8_t *tail,
-                   size_t tail_length)
+                   size_t head_length, const uint8_t *lineage, size_t lineage_length)
 {
-    size_t total = head_length + lineage_length + tail_length;
+    size_t total = head_length + lineage_length;
     if (pid <= 0 || total > MAX_RECORD)
         return -EINVAL;
     struct process *p = malloc(sizeof *p + total + SLACK);
     if (!p)
         return -ENOMEM;
-    *p = (struct process){flags, container, (uint32_t)head_length, (uint32_t)lineage_length, (uint32_t)tail_length};
-    put(put(put(p->bytes, head, head_length), lineage, lineage_length), tail, tail_length);
+    *p = (struct process){flags, container, (uint32_t)head_length, (uint32_t)lineage_length};
+    put(put(p->bytes, head, head_length), lineage, lineage_length);
     rs_process_clear(e, pid);
     if (!map_set(&e->processes, (uint64_t)pid, p)) {
         free(p);
         return -ENOMEM;
     }
     return 0;
+}
+
+/* What the events of a container's processes carry: the fields before and behind an event's own. */
+int rs_container_set(rs_engine *e, uint32_t container, uint32_t flags, const uint8_t *head, size_t head_length,
+                     const uint8_t *tail, size_t tail_length)
+{
+    if (!container || container >= 1u << 24 || head_length + tail_length > MAX_RECORD)
+        return -EINVAL;
+    if (!grow((void **)&e->containers, &e->n_containers, container + 1, sizeof *e->containers))
+        return -ENOMEM;
+    struct container *c = malloc(sizeof *c + head_length + tail_length + SLACK);
+    if (!c)
+        return -ENOMEM;
+    *c = (struct container){flags, (uint32_t)head_length, (uint32_t)tail_length};
+    put(put(c->bytes, head, head_length), tail, tail_length);
+    free(e->containers[container]);
+    e->containers[container] = c;
+    return 0;
+}
+
+static inline const struct container *container_of(const rs_engine *e, uint32_t number)
+{
+    static const union {
+        struct container container;
+        uint8_t bytes[sizeof(struct container) + SLACK];
+    } host;
+    return number && number < e->n_containers && e->containers[number] ? e->containers[number] : &host.container;
 }
 
 void rs_process_clear(rs_engine *e, int32_t pid)
@@ -346,6 +382,16 @@ static void not_ready(rs_engine *e, uint32_t output)
 {
     if (!e->outputs[output].ready)
         return;
+    for (size_t at = 0; at < e->hold_length;) { /* its number may be given to another before they are let go */
+        struct held h;
+        memcpy(&h, e->hold + at, sizeof h);
+        for (uint32_t i = 0; i < h.n_outputs; i++) {
+            uint8_t *number = e->hold + at + sizeof h + 4 * (size_t)i;
+            if (load(number, 4) == output)
+                memcpy(number, &(uint32_t){UINT32_MAX}, 4);
+        }
+        at += h.total;
+    }
     size_t kept = 0;
     for (size_t i = 0; i < e->n_ready; i++)
         if (e->ready[i] != output)
@@ -409,9 +455,10 @@ static uint64_t deliver(rs_engine *e, const uint32_t *outputs, size_t n_outputs,
     } nobody;
     if (!p)
         p = &nobody.process;
+    const struct container *c = container_of(e, p->container);
     size_t lineage = with_lineage ? p->lineage : 0;
-    size_t event = e->id_length + p->head + e->sensor_length + varint_length(e->sequence) + e->tags.time.length +
-                   varint_length(time) + lineage + length + p->tail;
+    size_t event = e->id_length + p->head + c->head + e->sensor_length + varint_length(e->sequence) + e->tags.time.length +
+                   varint_length(time) + lineage + length + c->tail;
     if (tid > 0)
         event += e->tags.tid.length + varint_length((uint64_t)tid);
     if (cpu > 0)
@@ -443,14 +490,14 @@ static uint64_t deliver(rs_engine *e, const uint32_t *outputs, size_t n_outputs,
             out = put_varint(out, event);
             out = put_fast(out, e->id, e->id_length);
             out = put_fast(out, p->bytes, p->head);
+            out = put_fast(out, c->bytes, c->head);
             out = put_fast(out, e->sensor, e->sensor_length);
             out = put_varint(out, e->sequence);
             out = put_varint(put_tag(out, &e->tags.time), time);
             if (lineage)
                 out = put(out, p->bytes + p->head, lineage);
             out = put_fast(out, body, length);
-            if (p->tail)
-                out = put(out, p->bytes + p->head + p->lineage, p->tail);
+            out = put_fast(out, c->bytes + c->head, c->tail);
             if (tid > 0)
                 out = put_varint(put_tag(out, &e->tags.tid), (uint64_t)tid);
             if (cpu > 0)
@@ -519,7 +566,7 @@ uint64_t rs_emit(rs_engine *e, const uint32_t *outputs, uint32_t n_outputs, uint
                  int32_t tid, uint32_t container, const uint8_t *body, size_t length)
 {
     const struct process *p = pid > 0 ? process_of(e, pid) : NULL;
-    if (p && p->flags & RS_HOLD && length <= MAX_RECORD && n_outputs <= e->n_outputs) {
+    if (p && container_of(e, p->container)->flags & RS_HOLD && length <= MAX_RECORD && n_outputs <= e->n_outputs) {
         struct held h = {0, (uint32_t)length, 0, p->container, UINT32_MAX, time, cpu, pid, tid, n_outputs};
         if (hold(e, h, outputs, body, NULL))
             return 0;
@@ -808,14 +855,14 @@ static int sample(rs_engine *e, struct ring *r, rs_stop *stop)
                               .time = rec.time};
             return RS_UNKNOWN;
         }
-        if (process->flags) {
-            if (process->flags & RS_FOREIGN && s->flags & RS_NATIVE) {
-                e->counters.unwanted++;
-                return RS_DONE;
-            }
+        if (process->flags & RS_FOREIGN && s->flags & RS_NATIVE) {
+            e->counters.unwanted++;
+            return RS_DONE;
+        }
+        if (container_of(e, process->container)->flags & RS_HOLD) {
             struct held h = {0, (uint32_t)rec.raw_length, (uint32_t)rec.side_length, process->container,
                              event->source, rec.time, r->cpu, rec.pid, rec.tid, 0};
-            if (process->flags & RS_HOLD && hold(e, h, NULL, rec.raw, rec.side))
+            if (hold(e, h, NULL, rec.raw, rec.side))
                 return RS_DONE;
         }
     }

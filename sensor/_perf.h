@@ -65,8 +65,11 @@ enum { /* flags of a source */
 };
 
 enum { /* flags of a process */
-    RS_FOREIGN = 1, /* runs with another system call table than the kernel's own (32-bit) */
-    RS_HOLD = 2     /* its events wait until its context is set anew or rs_release() */
+    RS_FOREIGN = 1 /* runs with another system call table than the kernel's own (32-bit) */
+};
+
+enum { /* flags of a container */
+    RS_HOLD = 1 /* its processes' events wait for rs_release() */
 };
 
 /* Why rs_drain() returned. */
@@ -184,8 +187,9 @@ void rs_output_reset(rs_engine *e, uint32_t output);
 uint64_t rs_output_left(const rs_engine *e, uint32_t output);
 
 int rs_process_set(rs_engine *e, int32_t pid, uint32_t flags, uint32_t container, const uint8_t *head,
-                   size_t head_length, const uint8_t *lineage, size_t lineage_length, const uint8_t *tail,
-                   size_t tail_length);
+                   size_t head_length, const uint8_t *lineage, size_t lineage_length);
+int rs_container_set(rs_engine *e, uint32_t container, uint32_t flags, const uint8_t *head, size_t head_length,
+                     const uint8_t *tail, size_t tail_length);
 void rs_process_clear(rs_engine *e, int32_t pid);
 size_t rs_process_count(const rs_engine *e);
 uint64_t rs_release(rs_engine *e, uint32_t container);

@@ -175,6 +175,15 @@ class _Lib:
         head_length: int,
         lineage: Bytes,
         lineage_length: int,
+        /,
+    ) -> int: ...
+    def rs_container_set(
+        self,
+        e: CData,
+        container: int,
+        flags: int,
+        head: Bytes,
+        head_length: int,
         tail: Bytes,
         tail_length: int,
         /,

@@ -281,17 +281,29 @@ class Engine:
         pid: int,
         head: bytes,
         lineage: bytes = b"",
-        tail: bytes = b"",
         container: int = 0,
         flags: int = 0,
     ) -> None:
-        """The encoded fields that go into each event of this process: before and after the event's own."""
+        """The encoded fields that go into each event of this process, before the event's own."""
         _check(
-            lib.rs_process_set(
-                self.handle, pid, flags, container, head, len(head), lineage, len(lineage), tail, len(tail)
-            ),
+            lib.rs_process_set(self.handle, pid, flags, container, head, len(head), lineage, len(lineage)),
             "process",
         )
+
+    def set_container(self, number: int, head: bytes = b"", tail: bytes = b"", *, hold: bool = False) -> None:
+        """What the events of a container's processes carry, before and behind the event's own fields.
+
+        `hold`: they wait, from now until `release`.
+        """
+        flags = lib.RS_HOLD if hold else 0
+        _check(
+            lib.rs_container_set(self.handle, number, flags, head, len(head), tail, len(tail)), "container"
+        )
+
+    def release(self, number: int) -> int:
+        """Let go the events that wait for this container; how many."""
+        released: int = lib.rs_release(self.handle, number)
+        return released
 
     def clear_process(self, pid: int) -> None:
         """Forget a process."""

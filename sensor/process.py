@@ -141,7 +141,7 @@ class ProcessTable:
         self._dead: deque[tuple[int, Process]] = deque()
         self._fields = wire.fields(Event)
         self._boot_offset = 0
-        self.containers: dict[int, tuple[bytes, bytes, int]] = {0: (b"", b"", 0)}  # head, tail, engine flags
+        self.containers: dict[int, tuple[bytes, bytes]] = {0: (b"", b"")}  # fields before and behind
         self.on_enter: Callable[[int], object] = int  # a container has one process more
         self.on_leave: Callable[[int], object] = int  # and one less
         self.on_learned: Callable[[Process], object] = id  # from procfs, so that its container is not known
@@ -320,32 +320,19 @@ class ProcessTable:
     # -- what the engine gets ----------------------------------------------------------------------
 
     def head_of(self, process: Process) -> bytes:
-        """The encoded fields that stand before an event's own: who, and in which container."""
+        """The encoded fields that say who it is; they stand before an event's own."""
         if not process.head:
             process.head = self._fields["process_id"].encode(process.id) + self._fields["process_pid"].encode(
                 process.pid
             )
-        return process.head + self.containers.get(process.container, self.containers[0])[0]
-
-    def tail_of(self, process: Process) -> bytes:
-        """The encoded fields that stand behind it: the container's names."""
-        return self.containers.get(process.container, self.containers[0])[1]
+        return process.head
 
     def publish(self, process: Process) -> None:
         """Give the engine the fields that every event of this process carries."""
-        lineage = process.lineage_field() if self._lineage_in_all else b""
-        flags = self.containers.get(process.container, self.containers[0])[2]
         self.engine.set_process(
             process.pid,
             self.head_of(process),
-            lineage,
-            self.tail_of(process),
+            process.lineage_field() if self._lineage_in_all else b"",
             process.container,
-            flags | (lib.RS_FOREIGN if process.foreign else 0),
+            lib.RS_FOREIGN if process.foreign else 0,
         )
-
-    def publish_container(self, container: int) -> None:
-        """The same for every process of a container, after its names became known."""
-        for process in self.by_pid.values():
-            if process.container == container:
-                self.publish(process)

@@ -163,7 +163,8 @@ def test_lineage_only_where_the_source_says_so(rig: Calls) -> None:
     rig.engine.route(with_lineage, [Route(rig.all)])
     lineage = wire.nest(Event, "process_lineage", b"\x08\xd0\x0f\x12\x02sh")
     tail = wire.fields(Event)["container_name"].encode("/web")
-    rig.engine.set_process(1000, process_head(1000), lineage, tail)
+    rig.engine.set_process(1000, process_head(1000), lineage, container=7)
+    rig.engine.set_container(7, tail=tail)
     when = now()
     rig.ring.write(call(1, when), call(2, when + 1, id=9))
     rig.drain()
@@ -551,7 +552,7 @@ def test_a_new_context_counts_from_there_on(rig: Calls) -> None:
 
 @pytest.mark.parametrize("pid", [0, -1, -(2**31)])
 def test_a_context_for_nobody_is_refused(rig: Calls, pid: int) -> None:
-    assert lib.rs_process_set(rig.engine.handle, pid, 0, 0, b"", 0, b"", 0, b"", 0) < 0
+    assert lib.rs_process_set(rig.engine.handle, pid, 0, 0, b"", 0, b"", 0) < 0
 
 
 def test_foreign_processes_are_left_out_where_numbers_are_native(rig: Calls) -> None:
@@ -838,7 +839,8 @@ def test_an_output_that_is_used_again_remembers_nothing(rig: Calls) -> None:
 
 def test_events_of_a_held_process_wait_and_then_have_the_names(rig: Calls) -> None:
     name = wire.fields(Event)["container_name"]
-    rig.engine.set_process(5, process_head(5), container=3, flags=lib.RS_HOLD)
+    rig.engine.set_process(5, process_head(5), container=3)
+    rig.engine.set_container(3, hold=True)
     base = now() - 10**6
     rig.ring.write(call(1, base, pid=5), call(2, base + 1, pid=6), call(3, base + 2, pid=5))
     rig.drain()
@@ -847,7 +849,7 @@ def test_events_of_a_held_process_wait_and_then_have_the_names(rig: Calls) -> No
     assert rig.numbers() == [2]
     assert rig.counters["held"] == 3
     assert lib.rs_release(rig.engine.handle, 4) == 0
-    rig.engine.set_process(5, process_head(5), tail=name.encode("/web"), container=3)
+    rig.engine.set_container(3, tail=name.encode("/web"))
     assert lib.rs_release(rig.engine.handle, 3) == 3
     assert lib.rs_release(rig.engine.handle, 3) == 0
     told = [one.event for one in rig.events(rig.all)]
@@ -858,7 +860,8 @@ def test_events_of_a_held_process_wait_and_then_have_the_names(rig: Calls) -> No
 
 def test_what_cannot_wait_goes_out_without_names(rig: Calls) -> None:
     """The buffer is bounded; nothing is lost when it is full."""
-    rig.engine.set_process(5, process_head(5), container=3, flags=lib.RS_HOLD)
+    rig.engine.set_process(5, process_head(5), container=3)
+    rig.engine.set_container(3, hold=True)
     body = chargen("x" * 60_000)
     sent = 200
     for _ in range(sent):
@@ -875,7 +878,8 @@ def test_what_cannot_wait_goes_out_without_names(rig: Calls) -> None:
 def test_what_waits_for_several_containers_is_let_go_by_each(rig: Calls) -> None:
     rolls = random.Random(2)
     for container in (1, 2, 3):
-        rig.engine.set_process(container, process_head(container), container=container, flags=lib.RS_HOLD)
+        rig.engine.set_process(container, process_head(container), container=container)
+        rig.engine.set_container(container, hold=True)
     base = now() - 10**6
     order = [rolls.randrange(1, 4) for _ in range(60)]
     for index, pid in enumerate(order):
@@ -887,7 +891,8 @@ def test_what_waits_for_several_containers_is_let_go_by_each(rig: Calls) -> None
 
 
 def test_a_held_event_of_an_output_that_has_gone(rig: Calls) -> None:
-    rig.engine.set_process(5, process_head(5), container=3, flags=lib.RS_HOLD)
+    rig.engine.set_process(5, process_head(5), container=3)
+    rig.engine.set_container(3, hold=True)
     gone = rig.engine.open_output(1 << 16)
     rig.engine.emit([gone, rig.all], 1, chargen("x"), pid=5)
     rig.engine.close_output(gone)
@@ -940,7 +945,8 @@ def test_the_books_close(drawn: list[tuple[int, int, int]]) -> None:
     with calls(cpus=4) as rig:
         rig.engine.route(rig.enter, [Route(rig.all, 1), Route(rig.all, 2)])
         rig.event(9, rig.engine.open_source(lib.RS_LIFECYCLE))
-        rig.engine.set_process(3, process_head(3), container=1, flags=lib.RS_HOLD)
+        rig.engine.set_process(3, process_head(3), container=1)
+        rig.engine.set_container(1, hold=True)
         base = now() - 10**6
         for index, (cpu, number, event) in enumerate(drawn):
             pid = rig.self_pid if number == 4 else 3 if number == 5 else 1000
@@ -1091,7 +1097,16 @@ def set_fetch(rig: Calls, kind: FetchKind, length: int = 4096, count: int = 0) -
 
 
 def test_text_is_read_from_the_callers_memory(rig: Calls) -> None:
-    texts = [b"/etc/passwd", b"", b"x" * 4095, b"y" * 300, "/tmp/gr\xfc\xdf".encode(), b"\xff\xfe"]
+    texts = [
+        b"/etc/passwd",
+        b"",
+        b"x" * 4095,
+        b"y" * 300,
+        "/tmp/gr\xfc\xdf".encode(),
+        b"\xff\xfe",
+        b"/a\x01b",
+    ]
+    names = [text.decode() for text in texts[:-2]] + ["", ""]  # the last two are no plausible names
     with couriered(rig) as ring:
         pointer_source(rig, Fetch("filename", {"filename": Side(0, 4096)}, FetchKind.TEXT))
         set_fetch(rig, FetchKind.TEXT)
@@ -1099,7 +1114,7 @@ def test_text_is_read_from_the_callers_memory(rig: Calls) -> None:
         for buffer in buffers:
             ring.write(opening(ctypes.addressof(buffer)))
         told = drain_until(rig, len(texts), rig.all)
-    assert [one.event.file.filename for one in told] == [text.decode("utf-8", "replace") for text in texts]
+    assert [one.event.file.filename for one in told] == names
     assert [one.event.process_pid for one in told] == [os.getpid()] * len(texts)
 
 

@@ -27,7 +27,7 @@ from ringside.api.v0 import (
 )
 
 from .. import wire
-from .._perf import ffi, lib
+from .._perf import ffi
 from ..cgroup import Attach, CgroupOwner, attached, owner_from_proc_cgroup
 from ..container import Container, ContainerState, ContainerTable, Transition
 from ..container_filter import ContainerMatcher
@@ -236,22 +236,20 @@ class ContainerFamily:
             self._describe(member)
         return member
 
-    def _describe(self, member: _Member) -> bool:
-        """Note what its events say of a container, and who wants them. True if that is news."""
+    def _describe(self, member: _Member) -> None:
+        """Publish what its processes' events say of a container, and who wants them."""
         container = self.table.get(member.id) or Container(member.id)
         fields = self._fields
-        described = (
-            fields["container_id"].encode(container.id),
+        head = fields["container_id"].encode(container.id)
+        tail = (
             fields["container_name"].encode(container.name)
             + fields["image_id"].encode(container.image_id)
-            + fields["image_name"].encode(container.image_name),
-            lib.RS_HOLD if member.held else 0,
+            + fields["image_name"].encode(container.image_name)
         )
-        is_news = self._processes.containers.get(member.number) != described
-        self._processes.containers[member.number] = described
+        self._processes.containers[member.number] = (head, tail)
+        self._sensor.engine.set_container(member.number, head, tail, hold=member.held is not None)
         for output, matcher, bits in self._filters.values():
             self._set_bit(output, matcher, bits, member, container)
-        return is_news
 
     def _set_bit(
         self,
@@ -280,8 +278,7 @@ class ContainerFamily:
             member.held.cancel()
             member.held = None
         self._describe(member)
-        self._processes.publish_container(member.number)
-        lib.rs_release(self._sensor.engine.handle, member.number)
+        self._sensor.engine.release(member.number)
 
     def _entered(self, number: int) -> None:
         member = self._numbers.get(number)
@@ -375,9 +372,7 @@ class ContainerFamily:
     # -- what is known of containers ---------------------------------------------------------------
 
     def _on_change(self, container: Container) -> None:
-        member = self._member(container.id)
-        if self._describe(member) and member.held is None:
-            self._processes.publish_container(member.number)
+        self._describe(self._member(container.id))
 
     def _on_settled(self, container: Container) -> None:
         member = self._members.get(container.id)

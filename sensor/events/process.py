@@ -408,9 +408,10 @@ class ProcessFamily:
                 body = b"".join(
                     (
                         self._table.head_of(process),
+                        self._table.containers.get(process.container, (b"", b""))[0],
                         process.lineage_field(),
                         self._body(past.kind, past.facts),
-                        self._table.tail_of(process),
+                        self._table.containers.get(process.container, (b"", b""))[1],
                         fields["process_tid"].encode(past.tid),
                         fields["cpu"].encode(past.cpu),
                     )
