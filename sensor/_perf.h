@@ -5,7 +5,7 @@ enum {
     RS_OP_CONST,   /* copy `length` bytes of the pool from `text` */
     RS_OP_UINT,    /* varint of the unsigned integer at `offset` */
     RS_OP_INT,     /* varint of the sign-extended integer at `offset` (ten bytes if negative) */
-    RS_OP_ZIGZAG,  /* zigzag varint of the signed integer at `offset` */
+    RS_OP_ZIGZAG,  /* zigzag varint of the integer at `offset` */
     RS_OP_BOOL,    /* varint 1 if the integer at `offset` is not zero */
     RS_OP_RAW,     /* `length` bytes at `offset` as they are: fixed32, fixed64 */
     RS_OP_CHARS,   /* string: up to `length` bytes at `offset`, to the first NUL */
@@ -23,7 +23,7 @@ enum { /* flags of an operation */
     RS_SWAP = 2,      /* the integer is in network byte order */
     RS_SIDE = 4,      /* `offset` counts in the memory that came with the record */
     RS_ABSTRACT = 16, /* RS_OP_CHARS: a leading NUL is written as '@' (unix(7), abstract sockets) */
-    RS_SIGNED = 32,   /* RS_OP_UNLESS, tests: sign-extend the integer */
+    RS_SIGNED = 32,   /* sign-extend the integer */
     RS_FAULTY = 64,   /* RS_OP_STRING: "(fault)" is no text but the kernel's word for none */
     RS_DATA_LOC = 128 /* tests: the text lies behind a __data_loc word */
 };

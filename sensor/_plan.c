@@ -197,7 +197,8 @@ static size_t plan_prepare(rs_op *ops, uint32_t n_ops)
 {
     size_t extent = 0;
     for (uint32_t i = 0; i < n_ops; i++) {
-        bool whole = ops[i].op == RS_OP_UINT || (ops[i].op == RS_OP_INT && ops[i].size == 8);
+        bool whole = ops[i].size == 8 || (ops[i].op == RS_OP_UINT && !(ops[i].flags & RS_SIGNED));
+        whole = whole && (ops[i].op == RS_OP_UINT || ops[i].op == RS_OP_INT);
         if (whole && !(ops[i].flags & ~RS_SIGNED) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__) {
             ops[i].op = OP_PLAIN;
             ops[i].value = UINT64_MAX >> (64 - 8 * ops[i].size);
@@ -250,7 +251,7 @@ static int64_t plan_run(const rs_op *ops, uint32_t n_ops, const uint8_t *pool, s
             v = load(base + op->offset, op->size);
             if (op->flags & RS_SWAP)
                 v = swap(v, op->size);
-            if (op->op == RS_OP_INT || op->op == RS_OP_ZIGZAG || op->flags & RS_SIGNED)
+            if (op->op == RS_OP_INT || op->flags & RS_SIGNED)
                 v = sign_extend(v, op->size);
             if (op->op == RS_OP_UNLESS) {
                 if (op->length ? !(v & op->length) : v != op->value)

@@ -24,6 +24,12 @@ from .tracefs.format import Field as RecordField
 from .tracefs.format import Format, Kind
 
 _INTEGERS = (Kind.INTEGER, Kind.BOOL, Kind.POINTER, Kind.ARRAY)
+_NARROW = (
+    betterproto2.TYPE_INT32,
+    betterproto2.TYPE_UINT32,
+    betterproto2.TYPE_SINT32,
+    betterproto2.TYPE_ENUM,
+)
 _MAP_KEY, _MAP_VALUE = b"\x0a", b"\x12"  # fields 1 and 2 of every map entry
 SIDE_ROOM = 4096  # PATH_MAX: the most that is fetched of a caller's memory for an event
 
@@ -249,8 +255,15 @@ class _Compiler:
             betterproto2.TYPE_BOOL: OpCode.BOOL,
         }.get(target.type, OpCode.UINT)
         op = self.integer(code, source)
-        if code in (OpCode.INT, OpCode.ZIGZAG) and not op.flags & SIGNED:
-            op = replace(op, op=OpCode.UINT) if code is OpCode.INT else op
+        width = 4 if target.type in _NARROW else 8
+        if op.size > width and code is not OpCode.BOOL:  # as C converts: the low part of it
+            low = op.size - width if op.flags & SWAP else 0
+            op = replace(op, offset=op.offset + low, size=width)
+        if op.size == width:
+            signed = SIGNED if code in (OpCode.INT, OpCode.ZIGZAG) else 0
+            op = replace(op, flags=op.flags & ~SIGNED | signed)
+        if code is OpCode.INT and not op.flags & SIGNED:
+            op = replace(op, op=OpCode.UINT)
         return replace(op, tag=target.tag, flags=op.flags | flags)
 
     def text(self, target: wire.Field, source: Kernel | Side) -> Op:
@@ -383,7 +396,7 @@ class _Interpreter:
         data = self.base(op)[op.offset : op.offset + op.size]
         if len(data) < op.size:
             return None
-        signed = op.op in (OpCode.INT, OpCode.ZIGZAG) or bool(op.flags & SIGNED)
+        signed = op.op is OpCode.INT or bool(op.flags & SIGNED)
         return int.from_bytes(data, "big" if op.flags & SWAP else "little", signed=signed) & (1 << 64) - 1
 
     def text(self, op: Op) -> bytes:
