@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+
+from ringside.api.v0 import TelemetryEvent
 
 HERE = Path(__file__).resolve().parent
 SENSOR_CPU, LOAD_CPU = 0, 1
@@ -107,6 +110,29 @@ def settle(client: subprocess.Popen[str], expected: int, patience: float = 5.0) 
         time.sleep(0.05)
         events, lost = ask(client)
     return events, lost
+
+
+class Arrivals:
+    """An event stream that can be asked with patience: a time-out does not end it."""
+
+    def __init__(self, stream: AsyncIterator[TelemetryEvent]) -> None:
+        self._stream = stream
+        self._next: asyncio.Task[TelemetryEvent] | None = None
+
+    async def get(self, patience: float) -> TelemetryEvent | None:
+        """The next event; None if there is none for so many seconds."""
+        if self._next is None:
+            self._next = asyncio.ensure_future(anext(self._stream))
+        if not (await asyncio.wait({self._next}, timeout=patience))[0]:
+            return None
+        done, self._next = self._next, None
+        return done.result()
+
+    async def close(self) -> None:
+        """Ask no more."""
+        if self._next is not None:
+            self._next.cancel()
+            await asyncio.wait({self._next})
 
 
 def machine() -> str:

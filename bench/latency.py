@@ -7,7 +7,7 @@ import asyncio
 import time
 
 import uvloop
-from common import LOAD_CPU, load_program, machine, pinned, sensor
+from common import LOAD_CPU, Arrivals, load_program, machine, pinned, sensor
 from ringside.client import connect, events, syscalls
 
 
@@ -20,16 +20,14 @@ async def measure(seconds: float, rate: float) -> None:
             process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL)
             stream = telemetry.events(events(syscalls("getppid")))
             done = asyncio.create_task(process.wait())
-            iterator = aiter(stream)
+            arrivals = Arrivals(aiter(stream))
             while not done.done():
-                try:
-                    event = await asyncio.wait_for(anext(iterator), 0.5)
-                except TimeoutError:
-                    continue
-                if event.event is not None and event.event.process_pid == process.pid:
+                event = await arrivals.get(0.5)
+                if event is not None and event.event is not None and event.event.process_pid == process.pid:
                     late.append(
                         time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW) - event.event.sensor_monotime_nanos
                     )
+            await arrivals.close()
             await stream.aclose()
     late.sort()
     print(f"# {machine()}")

@@ -7,7 +7,7 @@ import asyncio
 import time
 
 import uvloop
-from common import LOAD_CPU, cpu_time, load_program, machine, pinned, sensor
+from common import LOAD_CPU, Arrivals, cpu_time, load_program, machine, pinned, sensor
 from ringside.client import connect, events, processes
 
 ARGUMENTS = ["/bin/true", "an argument", "", "another"]
@@ -19,10 +19,10 @@ async def measure(seconds: float, rate: float) -> None:
         async with connect(address) as telemetry:
             forked = right = wrong = exited = 0
             stream = telemetry.events(events(processes()))
-            iterator = aiter(stream)
+            arrivals = Arrivals(aiter(stream))
             marker = await asyncio.create_subprocess_exec("/bin/true")  # its event: the stream is live
             await marker.wait()
-            await anext(iterator)
+            await arrivals.get(5)
             used = cpu_time(pid)
             start = time.monotonic()
             command = pinned(LOAD_CPU, load_program(), "execs", str(seconds), str(rate))
@@ -33,18 +33,14 @@ async def measure(seconds: float, rate: float) -> None:
             issued = None
             deadline = start + seconds + 10
             while (issued is None or exited < issued) and time.monotonic() < deadline:
-                try:
-                    event = await asyncio.wait_for(anext(iterator), 1)
-                except TimeoutError:
+                event = await arrivals.get(1)
+                if result.done() and issued is None:
+                    issued = int(result.result().split()[0])
+                    used = cpu_time(pid) - used
+                    elapsed = time.monotonic() - start
+                if event is None or event.event is None or event.event.process is None:
                     continue
-                finally:
-                    if result.done() and issued is None:
-                        issued = int(result.result().split()[0])
-                        used = cpu_time(pid) - used
-                        elapsed = time.monotonic() - start
-                body = event.event.process if event.event else None
-                if body is None or event.event is None:
-                    continue
+                body = event.event.process
                 if event.event.process_pid == process.pid and body.fork_child_pid:
                     forked += 1
                     ours.add(body.fork_child_pid)
@@ -55,6 +51,7 @@ async def measure(seconds: float, rate: float) -> None:
                     elif body.type == 3:
                         exited += 1
             await process.wait()
+            await arrivals.close()
             await stream.aclose()
     print(f"# {machine()}")
     print(
