@@ -34,7 +34,7 @@ from .procfs import Procfs
 from .subscription import Code, Loss, Output, Request, Subscriber, check_request, make_status
 from .tracefs.filter import ALWAYS, Filter, exclude
 from .tracefs.mount import open_tracefs
-from .tracefs.probe import has_event_probes, probe_features, sweep
+from .tracefs.probe import probe_features, sweep
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,6 @@ class Sensor:
         self._soon: asyncio.Handle | None = None
         self._closing: list[Callable[[], None]] = []
         self._running = False
-        self._event_probes: bool | None = None
         self._drained = 0  # what is older than this has been handled
         self._stopping = False
         self._resync = False  # lifecycle records were lost
@@ -228,12 +227,6 @@ class Sensor:
     def exclude_self(self) -> Filter:
         """The kernel filter that leaves out what the sensor's own threads do, unless that is wanted."""
         return ALWAYS if self.config.include_self else exclude("common_pid", self._threads)
-
-    def event_probes(self) -> bool:
-        """True if this kernel has event probes."""
-        if self._event_probes is None:
-            self._event_probes = has_event_probes(self.tracefs)
-        return self._event_probes
 
     def lineage_flag(self) -> int:
         """The flag for sources whose events carry the lineage."""

@@ -4,18 +4,18 @@ The ladder:
 
 1. A kprobe on do_sys_openat2 (fs/open.c, 5.6; do_sys_open before), where open, openat, openat2 and creat of
    64- and 32-bit callers meet.
-2. The system calls' own tracepoints, where they bring the name (`__filename_val`, 7.x).
-3. Those tracepoints and the caller's memory, read at once by the courier. Best effort: the caller may have
-   changed the name, or be gone. A name that could not be read is left unset.
+2. The system calls' tracepoints and the caller's memory, read at once by the courier. Best effort: the caller
+   may have changed the name, or be gone. A name that could not be read is left unset.
 
-Event probes could follow the pointers too, but perf sees nothing of them (kernel/trace/trace_eprobe.c has no
+Two more ways were tried and are none. The tracepoints of 7.x bring the name (`__filename_val`), but cut at
+syscall_user_buf_size, 165 bytes at most, and with dots for what is not printable ASCII: no exact name. Event
+probes could follow the pointer, but perf sees nothing of them (kernel/trace/trace_eprobe.c has no
 TRACE_REG_PERF_REGISTER to this day): a perf event on one opens, and stays silent.
 """
 
 from __future__ import annotations
 
 import os
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ringside.api.v0 import FileEventFilter, FileEventType
@@ -73,12 +73,11 @@ class FileFamily:
             FAMILY,
             (
                 Rung("kprobe", "kprobe on do_sys_openat2", self._by_kprobe),
-                Rung("tracepoint", "names in the system calls' tracepoints", self._by_tracepoint),
                 Rung(
                     "memory",
                     "the caller's memory, read at once",
                     self._by_memory,
-                    "a name may be missing if the caller is quicker, and 32-bit callers are not seen",
+                    "a name may be missing if the caller is quicker; 32-bit callers and openat2's flags are not seen",
                 ),
             ),
             touch_nothing,
@@ -145,17 +144,6 @@ class FileFamily:
             except RequestError as error:
                 problem = error
         raise UnservableError(FAMILY, str(problem))
-
-    def _by_tracepoint(self) -> dict[str, BulkEvent]:
-        events = {}
-        for call in _CALLS:
-            record = self._record(call)
-            if record is not None:
-                if "__filename_val" not in record and "__pathname_val" not in record:
-                    raise UnservableError(FAMILY, "they don't bring it")
-                make = partial(open_table, call, record, Kernel(f"__{_pointer(record)}_val", faulty=True))
-                events[call] = self._tracepoint("named", call, record, make(), _named_fields(record))
-        return self._some(events)
 
     def _by_memory(self) -> dict[str, BulkEvent]:
         events = {}
@@ -225,12 +213,5 @@ def _settled(expression: Expression, event: BulkEvent) -> Expression:
 def _faulty_fields(record: Format) -> Fields:
     fields = fields_of(record)
     name = record["filename"]
-    fields["filename"] = FieldInfo(FieldKind.DATA_LOC, name.offset, name.size, kernel=name, may_fault=True)
-    return fields
-
-
-def _named_fields(record: Format) -> Fields:
-    fields = fields_of(record)
-    name = record[f"__{_pointer(record)}_val"]
     fields["filename"] = FieldInfo(FieldKind.DATA_LOC, name.offset, name.size, kernel=name, may_fault=True)
     return fields

@@ -16,7 +16,7 @@ from ..plan import Table
 from ..tracefs.filter import ALWAYS, Filter
 from ..tracefs.format import Format
 from ..tracefs.owner import Owner
-from ..tracefs.probe import EventProbeSpec, Fetchargs, KprobeSpec, Probe, create, read_profile, unique_name
+from ..tracefs.probe import Fetchargs, KprobeSpec, Probe, create, read_profile, unique_name
 from .bulk import BulkEvent
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Probes:
 
     def get(
         self,
-        spec: KprobeSpec | EventProbeSpec,
+        spec: KprobeSpec,
         table: Callable[[Format], Table],
         *,
         fields: Callable[[Format], Fields] | None = None,
@@ -87,10 +87,6 @@ class Probes:
             is_return=is_return,
             fetchargs=fetchargs,
         )
-
-    def event_probe(self, stem: str, system: str, event: str, fetchargs: Fetchargs) -> EventProbeSpec:
-        """The same on another event."""
-        return EventProbeSpec(self.group, unique_name(stem), system, event, fetchargs)
 
     @property
     def group(self) -> str:

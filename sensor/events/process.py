@@ -156,7 +156,7 @@ class ProcessFamily:
             ("connector", "proc connector", self._connect),
         )
         for name, mechanism, start in ways:
-            if self._sensor.config.mechanism in ("memory", "tracepoint", "eprobe") and name == "kprobe":
+            if self._sensor.config.mechanism == "memory" and name == "kprobe":
                 continue
             try:
                 start()

@@ -21,7 +21,6 @@ from ..support.stream import LIBC, RUNGS, Stream, Told, is_missing, own_sensor, 
 T = NetworkEventType
 ATTEMPTS = tuple(kind for kind in T if kind.name.endswith("ATTEMPT"))
 RESULTS = tuple(kind for kind in T if kind.name.endswith("RESULT"))
-WAYS = tuple(rung for rung in RUNGS if rung != "tracepoint")  # that is for file names
 END = 987_654_321  # no file descriptor, but a number that comes back
 ABSENT = "-"
 
@@ -137,7 +136,7 @@ def sockets(count: int = 2) -> Iterator[list[int]]:
         yield [one.fileno() for one in made]
 
 
-@pytest.mark.parametrize("rung", WAYS)
+@pytest.mark.parametrize("rung", RUNGS)
 async def test_attempts(rung: str, record_property: Told) -> None:
     """Every call, with every kind of address; none where none was given or it can't be read."""
     if is_missing(rung, record_property):
@@ -258,7 +257,7 @@ FILTERS: Sequence[tuple[str, set[int]]] = (
 )
 
 
-@pytest.mark.parametrize("rung", WAYS)
+@pytest.mark.parametrize("rung", RUNGS)
 async def test_filters(rung: str, record_property: Told) -> None:
     """Each field that a filter may name, on each rung."""
     if is_missing(rung, record_property):

@@ -21,7 +21,7 @@ from ringside.sensor.subscription import Subscriber
 RESPONSE = message_class("capsule8.api.v0.GetEventsResponse")
 LIBC = ctypes.CDLL(None, use_errno=True)
 TRACEFS = Path("/sys/kernel/tracing")
-RUNGS = ("kprobe", "tracepoint", "memory")
+RUNGS = ("kprobe", "memory")
 PATIENCE = float(os.environ.get("RINGSIDE_PATIENCE", "30"))  # s; emulated kernels are slow
 Told = Callable[[str, object], None]  # pytest's record_property
 
@@ -103,15 +103,8 @@ def write_tracefs(name: str, line: str) -> None:
         os.close(fd)
 
 
-def has_named_opens() -> bool:
-    """True if the tracepoints of opens bring the name."""
-    record = TRACEFS / "events/syscalls/sys_enter_openat/format"
-    return record.exists() and "__filename_val" in record.read_text()
-
-
 THERE: dict[str, tuple[Callable[[], bool], str]] = {
     "kprobe": (has_kprobes, "tracefs has no kprobe_events"),
-    "tracepoint": (has_named_opens, "sys_enter_openat has no field __filename_val"),
     "memory": (lambda: True, ""),
 }
 
