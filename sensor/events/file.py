@@ -77,7 +77,8 @@ class FileFamily:
                     "memory",
                     "the caller's memory, read at once",
                     self._by_memory,
-                    "a name may be missing if the caller is quicker; 32-bit callers and openat2's flags are not seen",
+                    "a name may be missing if the caller is quicker; 32-bit callers are not seen, "
+                    "nor are openat2's flags",
                 ),
             ),
             touch_nothing,
