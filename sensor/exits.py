@@ -147,8 +147,8 @@ class ExitConnector:
 
         None if it is not known (yet): what an earlier thread of that id exited with is somebody else's.
         """
-        when, code = self._codes.pop(tid, (0, 0))
-        return code if when > since - _APART else None
+        told = self._codes.pop(tid, None)
+        return told[1] if told is not None and told[0] > since - _APART else None
 
     def close(self) -> None:
         """Stop listening; idempotent."""
