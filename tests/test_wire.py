@@ -13,7 +13,21 @@ from ringside.api.descriptors import message_class
 from ringside.api.v0 import Event, NetworkAddress, Process, ProcessEvent
 from ringside.sensor import wire
 
-NAMES = ["Event", "ProcessEvent", "SyscallEvent", "NetworkEvent", "FileEvent", "ContainerEvent", "ChargenEvent", "TickerEvent", "Process", "IPv4Address", "IPv6Address", "IPv4AddressAndPort", "NetworkAddress"]
+NAMES = [
+    "Event",
+    "ProcessEvent",
+    "SyscallEvent",
+    "NetworkEvent",
+    "FileEvent",
+    "ContainerEvent",
+    "ChargenEvent",
+    "TickerEvent",
+    "Process",
+    "IPv4Address",
+    "IPv6Address",
+    "IPv4AddressAndPort",
+    "NetworkAddress",
+]
 PROTO = {name: message_class(f"capsule8.api.v0.{name}") for name in NAMES}
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     betterproto2.TYPE_INT32: st.integers(-(2**31), 2**31 - 1),
