@@ -34,7 +34,7 @@ from ringside.sensor.perf import clock
 from ringside.sensor.process import ProcessTable
 from ringside.sensor.sensor import Sensor
 
-from .support.fakekernel import BOOT_ID, FakeKernel, Reader, reading
+from .support.fakekernel import BOOT_ID, FakeKernel, Reader, loss, reading
 from .support.fakering import HERE, NEWEST, OLDEST, now, sample
 
 FORK, EXEC, EXIT = (ProcessEventFilter(type=kind) for kind in list(ProcessEventType)[1:])
@@ -729,19 +729,6 @@ async def test_for_a_duration(kernel: FakeKernel) -> None:
 
 
 # --- losses
-
-
-def loss(status: Any) -> tuple[int, str]:
-    """What a status says of lost events: how many, why."""
-    assert status.code == 15, status
-    (detail,) = status.details
-    from ringside.api.descriptors import message_class
-
-    info = message_class("google.rpc.ErrorInfo").FromString(detail.value)
-    assert (info.reason, info.domain) == ("EVENTS_LOST", "ringside")
-    assert int(info.metadata["from"]) <= int(info.metadata["to"])
-    assert str(info.metadata["count"]) in status.message
-    return int(info.metadata["count"]), info.metadata["cause"]
 
 
 async def test_lost_records_are_told_to_those_who_miss_them(kernel: FakeKernel) -> None:

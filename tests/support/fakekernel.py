@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from ringside.api.descriptors import message_class
 from ringside.api.v0 import EventFilter, Subscription
 from ringside.sensor import perf, sensor
 from ringside.sensor._perf import lib
@@ -35,6 +36,7 @@ from ringside.sensor.tracefs.mount import Tracefs
 
 from .fakering import HERE, KERNELS, PAGE, FakeRing, Response, lost, now, raw_of, sample
 
+ErrorInfo = message_class("google.rpc.ErrorInfo")
 PATIENCE = float(os.environ.get("RINGSIDE_PATIENCE", "30"))  # s
 BOOT_ID = "0123abcd-0000-4000-8000-000000000000"
 CLONE_THREAD = 0x00010000
@@ -322,6 +324,17 @@ class FakeKernel:
             return os.readlink(f"/proc/self/fd/{fd}") == self.perfs[fd].name
         except OSError:
             return False
+
+
+def loss(status: Any) -> tuple[int, str]:
+    """What a status says of lost events: how many, why."""
+    assert status.code == 15, status
+    (detail,) = status.details
+    info = ErrorInfo.FromString(detail.value)
+    assert (info.reason, info.domain) == ("EVENTS_LOST", "ringside")
+    assert int(info.metadata["from"]) <= int(info.metadata["to"])
+    assert str(info.metadata["count"]) in status.message
+    return int(info.metadata["count"]), info.metadata["cause"]
 
 
 class Reader:
