@@ -368,7 +368,7 @@ async def test_a_process_moved_between_cgroups(dockerd: Dockerd, tmp_path: Path)
                 table = sensor.processes
 
                 def container_of() -> str:
-                    head = table.head_of(table.get(process.pid))
+                    head, _ = table.containers.get(table.get(process.pid).container, (b"", b""))
                     return one if one.encode() in head else ""
 
                 await until(lambda: container_of() == one)
