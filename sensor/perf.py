@@ -12,7 +12,8 @@ import logging
 import os
 import resource
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
@@ -516,13 +517,18 @@ class KernelEvent:
 
     def _close(self, opened: _Opened) -> None:
         for _, fd, number in opened.events:
-            _forget(self.rings.engine, fd, number)
+            _forget(self.rings.engine, number)
+            os.close(fd)
 
 
-def _forget(engine: Engine, fd: int, number: int) -> None:
+def _forget(engine: Engine, number: int) -> None:
     lib.rs_event_clear(engine.handle, number)
     lib.rs_fetch_set(engine.handle, number, ffi.NULL)
-    os.close(fd)
+
+
+def _close_all(descriptors: Iterable[int]) -> None:
+    for fd in descriptors:
+        os.close(fd)
 
 
 def _refused(what: str, number: int) -> Exception:
@@ -567,6 +573,10 @@ class Rings:
         self._retired: list[tuple[int, KernelEvent, int, int]] = []  # moment, whose, descriptor, id
         self._offline: list[tuple[int, _CpuRing]] = []
         self._later: list[tuple[int, Callable[[], None]]] = []
+        # A tracepoint's last perf event takes some 20 ms to close (it waits for every CPU to have left the
+        # tracepoint: kernel/tracepoint.c), so that is done aside.
+        self._closer = ThreadPoolExecutor(1, "ringside-close")
+        self._closing: list[Future[None]] = []
         self._released = dict.fromkeys(Lane, 0)
         self._at_close: list[Callable[[], None]] = []
         self.open_events: list[KernelEvent] = []
@@ -619,18 +629,25 @@ class Rings:
         self._at_close.append(work)
 
     def later(self, work: Callable[[], None]) -> None:
-        """Do it when the perf events retired so far are closed."""
+        """Do it, in a later `settle`, when the perf events retired so far are closed."""
         self._later.append((clock(), work))
 
-    def settle(self, until: int = 1 << 64) -> None:
+    def settle(self, until: int = 1 << 64, *, wait: bool = False) -> None:
         """After all records from before `until` were read: close what only they still needed.
 
         A drain leaves the youngest records for the next one; their perf events must be known then.
+        Perf events are closed aside, unless `wait` is set.
         """
+        gone = []
         while self._retired and self._retired[0][0] < until:
             _, event, fd, number = self._retired.pop(0)
             event.closing(fd)
-            _forget(self.engine, fd, number)
+            _forget(self.engine, number)
+            gone.append(fd)
+        if gone:
+            self._closing.append(self._closer.submit(_close_all, gone))
+        while self._closing and (wait or self._closing[0].done()):
+            self._closing.pop(0).result()
         while self._offline and self._offline[0][0] < until:
             _, one = self._offline.pop(0)
             lib.rs_ring_close(self.engine.handle, one.ring)
@@ -639,7 +656,7 @@ class Rings:
             if users == 0 and self._released[lane] < until:
                 for cpu in [cpu for cpu, other in self._rings if other is lane]:
                     self._close(cpu, lane)
-        while self._later and self._later[0][0] < until:
+        while self._later and self._later[0][0] < until and not self._closing:
             self._later.pop(0)[1]()
 
     def follow_cpus(self) -> bool:
@@ -671,7 +688,8 @@ class Rings:
         """Close every event and every ring."""
         for event in list(self.open_events):
             event.close()
-        self.settle()
+        self.settle(wait=True)
+        self._closer.shutdown()
         for cpu, lane in list(self._rings):
             self._close(cpu, lane)
         while self._at_close:
