@@ -123,6 +123,7 @@ class Engine:
             raise MemoryError("no memory for the engine")
         self.handle = made
         self.stop = ffi.new("rs_stop *")
+        self._counted = lib.rs_count(made)
         self._batch = ffi.new("rs_batch *")
         self._single = ffi.new("uint32_t[1]")
         self._free_sources: list[int] = []
@@ -178,10 +179,15 @@ class Engine:
         self._single[0] = output
         return self._single
 
+    @property
+    def records(self) -> int:
+        """How many samples were read from the rings."""
+        count: int = self._counted.records
+        return count
+
     def counters(self) -> dict[str, int]:
         """The engine's books since its start; see rs_counters in _perf.h."""
-        counted = lib.rs_count(self.handle)
-        return {name: getattr(counted, name) for name, _ in ffi.typeof("rs_counters").fields}
+        return {name: getattr(self._counted, name) for name, _ in ffi.typeof("rs_counters").fields}
 
     def start_courier(self) -> int:
         """Start the thread that reads callers' memory; its thread id."""

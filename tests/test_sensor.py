@@ -685,6 +685,20 @@ async def test_the_others_go_on_while_the_kernel_takes_its_time_to_close(
         assert done == [False]
 
 
+async def test_the_rings_are_read_less_often_while_they_are_empty(kernel: FakeKernel) -> None:
+    async with (
+        kernel.sensor(drain_interval=10_000_000) as sensor,
+        reading(sensor, syscall_events=[SyscallEventFilter(type=ENTER)]) as reader,
+    ):
+        quiet = [sensor._interval() for _ in range(10)]
+        assert quiet == sorted(quiet)
+        assert quiet[-1] == 0.025
+        kernel.enter(1, pid=10, when=clock() - 10**6)
+        sensor.drain_once()
+        assert sensor._quiet == 1
+        await reader.take(1)
+
+
 async def test_a_filter_that_the_kernel_refuses_fails_that_subscription_only(kernel: FakeKernel) -> None:
     async with (
         kernel.sensor() as sensor,
