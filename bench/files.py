@@ -1,7 +1,7 @@
 """Opens and connects, at a rate and flat out: how many arrive, and what each costs the sensor.
 
-At a rate, most of the cost is that the sensor wakes up a hundred times a second; `more than at rest` is what is
-left without the wake-ups of a sensor with the same subscriber and no load.
+At a rate, most of the cost is that the sensor wakes up a hundred times a second; `more than at rest` is
+without what a sensor with the same subscriber and no load costs.
 """
 
 from __future__ import annotations
