@@ -613,9 +613,8 @@ class ProgramEvent(KernelEvent):
                 )
 
     def _end(self, opened: _Opened) -> None:
-        for fd in opened.attached:
-            os.close(fd)
-        opened.attached.clear()
+        self.rings.close_aside(opened.attached)
+        opened.attached = []
         if opened.programs is not None:
             self._missed += opened.programs.missed()
             opened.programs.close()
@@ -724,6 +723,11 @@ class Rings:
         now = clock()
         self._retired.extend((now, of, fd, number) for _, fd, number in events)
 
+    def close_aside(self, descriptors: Sequence[int]) -> None:
+        """Close perf events that nobody needs any more."""
+        if descriptors:
+            self._closing.append(self._closer.submit(_close_all, descriptors))
+
     def watch_closing(self, work: Callable[[], None]) -> None:
         """Do it when all perf events are closed, at the very end."""
         self._at_close.append(work)
@@ -744,8 +748,7 @@ class Rings:
             event.closing(fd)
             _forget(self.engine, number)
             gone.append(fd)
-        if gone:
-            self._closing.append(self._closer.submit(_close_all, gone))
+        self.close_aside(gone)
         while self._closing and (wait or self._closing[0].done()):
             self._closing.pop(0).result()
         while self._offline and self._offline[0][0] < until:
