@@ -22,6 +22,7 @@ from grpclib.const import Cardinality, Handler
 from grpclib.const import Status as GrpcStatus
 from grpclib.encoding.proto import ProtoCodec
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
+from grpclib.protocol import H2Protocol
 from grpclib.server import Server
 from ringside.api.descriptors import message_class
 from ringside.api.v0 import GetEventsRequest
@@ -77,6 +78,26 @@ def grpc_error(error: RingsideError) -> GRPCError:
         if isinstance(error, kind):
             return GRPCError(status, str(error))
     return GRPCError(GrpcStatus.INTERNAL, str(error))
+
+
+class _Connection(H2Protocol):
+    """A client's connection whose handlers end with it.
+
+    grpclib lets who waits for a full transport to drain wait on when the connection is gone: a call that its
+    client has cancelled, about to say goodbye, would stay for good, and with it all that was to be sent.
+    """
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Nobody is there any more."""
+        super().connection_lost(exc)
+        self.connection.write_ready.set()
+
+
+class _Server(Server):
+    def _protocol_factory(self) -> H2Protocol:
+        made = super()._protocol_factory()
+        made.__class__ = _Connection
+        return made
 
 
 class TelemetryService:
@@ -217,7 +238,7 @@ async def serve(
         servers = []
         names = []
         for address, made in sockets:
-            server = Server(_handlers(service), codec=BytesCodec())
+            server = _Server(_handlers(service), codec=BytesCodec())
             await server.start(sock=made)
             servers.append(server)
             names.append(
