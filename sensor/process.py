@@ -29,8 +29,10 @@ _UNSURE = 1_000_000  # ns that may lie between a process's start time being take
 _GRACE = 2 * 10**9  # ns that a dead process is kept, for events of its last moments
 _MAX_DEPTH = 64
 _LONGEST_LINE = 16 << 10  # bytes of a lineage, about a thousand processes; what is below has pid 1 for parent
-_PID, _COMMAND = wire.fields(ProcessMessage)["pid"], wire.fields(ProcessMessage)["command"]
-_LINEAGE = wire.fields(Event)["process_lineage"]
+_PID, _COMMAND = (wire.fields(ProcessMessage)[name].tag for name in ("pid", "command"))
+_LINEAGE, _EVENT_ID, _EVENT_PID = (
+    wire.fields(Event)[name].tag for name in ("process_lineage", "process_id", "process_pid")
+)
 
 
 class Process:
@@ -89,8 +91,8 @@ class Process:
         """This process as one entry of Event.process_lineage."""
         if self._entry is None:
             name = wire.utf8(self.command)
-            body = _PID.tag + wire.varint(self.pid << 1) + _COMMAND.tag + wire.varint(len(name)) + name
-            self._entry = _LINEAGE.tag + wire.varint(len(body)) + body
+            body = _PID + wire.varint(self.pid << 1) + _COMMAND + wire.varint(len(name)) + name
+            self._entry = _LINEAGE + wire.varint(len(body)) + body
         return self._entry
 
     def lineage(self) -> Iterator[Process]:
@@ -139,7 +141,6 @@ class ProcessTable:
         self._boot = procfs.boot_id().replace("-", "")[:8] or "0"
         self._lineage_in_all = lineage_in_all
         self._dead: deque[tuple[int, Process]] = deque()
-        self._fields = wire.fields(Event)
         self._boot_offset = 0
         self.containers: dict[int, tuple[bytes, bytes]] = {0: (b"", b"")}  # fields before and behind
         self.on_enter: Callable[[int], object] = int  # a container has one process more
@@ -322,9 +323,10 @@ class ProcessTable:
     def head_of(self, process: Process) -> bytes:
         """The encoded fields that say who it is; they stand before an event's own."""
         if not process.head:
-            process.head = self._fields["process_id"].encode(process.id) + self._fields["process_pid"].encode(
-                process.pid
-            )
+            process.head = _EVENT_PID + wire.varint(process.pid)
+            if process.id:
+                name = process.id.encode()
+                process.head = _EVENT_ID + wire.varint(len(name)) + name + process.head
         return process.head
 
     def publish(self, process: Process) -> None:

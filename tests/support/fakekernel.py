@@ -22,10 +22,10 @@ from unittest import mock
 
 from ringside.api.descriptors import message_class
 from ringside.api.v0 import EventFilter, Subscription
-from ringside.sensor import perf, sensor
+from ringside.sensor import bpf, perf, sensor
 from ringside.sensor._perf import lib
 from ringside.sensor.config import Config
-from ringside.sensor.errors import RingsideError
+from ringside.sensor.errors import RingsideError, UnservableError
 from ringside.sensor.events import process as process_events
 from ringside.sensor.perf import clock
 from ringside.sensor.process import TICKS_PER_SECOND
@@ -40,6 +40,7 @@ ErrorInfo = message_class("google.rpc.ErrorInfo")
 PATIENCE = float(os.environ.get("RINGSIDE_PATIENCE", "30"))  # s
 BOOT_ID = "0123abcd-0000-4000-8000-000000000000"
 CLONE_THREAD = 0x00010000
+NO_BTF = UnservableError("kernel types", "this kernel is a fake")
 
 
 class FakeProc:
@@ -183,6 +184,9 @@ class FakeKernel:
     def rs_perf_lost(self, fd: int) -> int:
         return self.perfs[fd].lost
 
+    def rs_bpf_map(self, *_: int) -> int:
+        return -errno.EPERM
+
     def rs_ring_open(self, engine: Any, fd: int, cpu: int, pages: int) -> int:
         ring = self.rings[fd] = FakeRing(pages)
         return int(lib.rs_ring_attach(engine, ring.memory, pages, PAGE, cpu))
@@ -288,11 +292,13 @@ class FakeKernel:
         """While this lasts, a sensor that is started finds this kernel."""
         with (
             mock.patch.object(perf, "lib", self),
+            mock.patch.object(bpf, "lib", self),
             mock.patch.object(perf, "online_cpus", side_effect=lambda: list(self.cpus)),
             mock.patch.object(perf, "raise_file_limit"),
             mock.patch.object(sensor, "open_tracefs", return_value=Tracefs(self.tracefs, writable=False)),
             mock.patch.object(Sensor, "_check_privileges"),
             mock.patch.object(process_events, "ExitConnector", return_value=self.exits),
+            mock.patch.object(process_events, "read_btf", side_effect=NO_BTF),
         ):
             yield
 
