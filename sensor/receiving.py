@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from grpclib.server import Stream
 
 MAX_REQUEST = 4 << 20  # bytes
-MAX_FIELDS = 1 << 16  # reading them keeps everyone else waiting
+MAX_FIELDS = 1 << 15  # reading them, half a second, keeps everyone else waiting
 MAX_DEPTH = 100  # protobuf's own bound
 _REQUEST = "capsule8.api.v0.GetEventsRequest"
 _PREFIX = struct.Struct(">BI")  # gRPC: compressed or not, length
@@ -45,18 +45,15 @@ _NARROW = (_F.TYPE_INT32, _F.TYPE_UINT32, _F.TYPE_SINT32, _F.TYPE_ENUM)
 
 async def receive(stream: Stream[bytes, bytes]) -> bytes:
     """A call's one message. RequestError before it is read if it is too long, and if it ends too early."""
+    inner = stream._stream
     try:
-        read = stream._stream.recv_data
-    except AttributeError:  # an unknown version of grpclib
-        return await stream.recv_message() or b""
-    try:
-        prefix = await read(_PREFIX.size)
+        prefix = await inner.recv_data(_PREFIX.size)
         if not prefix:
             return b""
         compressed, size = _PREFIX.unpack(prefix)
-        if compressed == 1 and dict(stream._stream.headers or ()).get("grpc-encoding"):
+        if compressed == 1 and dict(inner.headers or ()).get("grpc-encoding"):
             raise GRPCError(
-                Status.UNIMPLEMENTED, "a compressed request: send it as it is (grpc-encoding: identity)"
+                Status.UNIMPLEMENTED, "a compressed request: send it as it is, without grpc-encoding"
             )
         if compressed:
             raise RequestError(
@@ -64,9 +61,11 @@ async def receive(stream: Stream[bytes, bytes]) -> bytes:
             )
         if size > MAX_REQUEST:
             raise RequestError("request", f"{size} bytes; the most is {MAX_REQUEST}")
-        return await read(size)
-    except AssertionError as error:  # grpclib's way to say so
+        data = await inner.recv_data(size)
+        assert len(data) == size
+    except AssertionError as error:  # grpclib's way to say that there was less
         raise RequestError("request", "ends before the message does") from error
+    return data
 
 
 def decode_request(data: bytes) -> GetEventsRequest:

@@ -436,7 +436,7 @@ class Sensor:
         if output.request.since is not None:
             self._look_back(output, subscriber, output.request.since)
         if output.until:
-            self._loop.call_later(max(0, output.until - clock()) / 1e9 + 0.03, self._expire, subscriber)
+            self._expire_in(max(0, output.until - clock()) / 1e9 + 0.03, subscriber)
         self._drain_now()
         return subscriber
 
@@ -462,18 +462,23 @@ class Sensor:
         self._drain()
         self.process_family.replay(output.number, start)
 
+    def _expire_in(self, delay: float, subscriber: Subscriber) -> None:
+        subscriber.expiry = self._loop.call_later(delay, self._expire, subscriber)
+
     def _expire(self, subscriber: Subscriber) -> None:
         output = subscriber.output
         if output is not None:
             self._drain_now()
             if self._drained < output.until:  # much waits; what belongs to the subscription is among it
-                self._loop.call_later(_AGAIN, self._expire, subscriber)
+                self._expire_in(_AGAIN, subscriber)
             else:
                 subscriber.end()
 
     def _leave(self, subscriber: Subscriber) -> None:
         output = subscriber.output
         subscriber.output = None
+        if subscriber.expiry is not None:  # it may be years away
+            subscriber.expiry.cancel()
         if output is None:
             return
         if subscriber in output.subscribers:

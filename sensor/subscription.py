@@ -102,6 +102,7 @@ class Subscriber:
         self._ended = False
         self._error: RingsideError | None = None
         self.output: Output | None = None
+        self.expiry: asyncio.TimerHandle | None = None
         self.dropped = 0
         self.lost = 0
         self.sent = 0
@@ -217,7 +218,7 @@ class Output:
         request, engine = self.request, self.sensor.engine
         until = 0
         if request.duration is not None:
-            until = clock() - (request.since or 0) + request.duration
+            until = max(1, clock() - (request.since or 0) + request.duration)  # 0 would be: without end
         self.until = until
         self.number = engine.open_output(
             FLUSH_AT,

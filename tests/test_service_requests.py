@@ -1,4 +1,4 @@
-"""Requests as bytes: read strictly, refused by name, and whatever they hold, the sensor has nothing left of them."""
+"""Requests as bytes: read strictly, refused by name; and of none of them anything is left in the sensor."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from ringside.api.v0 import EventFilter, Subscription, SyscallEventFilter, SyscallEventType
+from ringside.api.v0 import Subscription, SyscallEventFilter, SyscallEventType
 from ringside.sensor.errors import RequestError, UnservableError
 from ringside.sensor.sensor import Sensor
 from ringside.sensor.service import decode_request
@@ -46,7 +45,11 @@ class Served:
         engine = sensor.engine
         processes, containers = sensor.process_family, sensor.container_family
         return {
-            "outputs": (dict(sensor.outputs), dict(sensor._shared), engine._outputs - len(engine._free_outputs)),
+            "outputs": (
+                dict(sensor.outputs),
+                dict(sensor._shared),
+                engine._outputs - len(engine._free_outputs),
+            ),
             "perf events": sorted(fd for fd in kernel.perfs if kernel.is_open(fd)),
             "enabled": sorted(fd for fd, one in kernel.perfs.items() if one.enabled and kernel.is_open(fd)),
             "listeners": [*map(len, processes.listeners.values()), len(containers.listeners)],
@@ -69,7 +72,6 @@ class Served:
 def served(tmp_path: Path) -> Iterator[Served]:
     kernel = FakeKernel(tmp_path)
     kernel.proc.add(1, 0, "init", 1)
-    (kernel.proc.root / "self/stat").write_text(Path("/proc/self/stat").read_text())
     with asyncio.Runner() as runner:
         manager = kernel.sensor(drain_interval=10**6)
         sensor = runner.run(manager.__aenter__())

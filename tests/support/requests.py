@@ -56,7 +56,7 @@ def _kind(enum: Any) -> _Strategy:
 
 
 _VALUE_TYPES = st.sampled_from(list(FilterPredicateValueType))
-_NAMES = "fd sa_family sin_port sin_addr sin6_addr_high sun_path backlog ret id nobody".split()
+_NAMES = ["fd", "sa_family", "sin_port", "sin6_addr_high", "sun_path", "backlog", "ret", "nobody"]
 
 
 def _predicate(kind: FilterPredicateValueType, **more: Any) -> FilterPredicate:
