@@ -18,6 +18,7 @@ from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from google.protobuf.message import DecodeError
 from grpclib.const import Cardinality, Handler
 from grpclib.const import Status as GrpcStatus
 from grpclib.encoding.proto import ProtoCodec
@@ -49,7 +50,12 @@ class BytesCodec(ProtoCodec):
 
     def decode(self, data: bytes, message_type: Any) -> Any:
         """A message from its wire form."""
-        return data if message_type is bytes else super().decode(data, message_type)
+        if message_type is bytes:
+            return data
+        try:
+            return super().decode(data, message_type)
+        except DecodeError as error:
+            raise GRPCError(GrpcStatus.INVALID_ARGUMENT, str(error)) from error
 
 
 def grpc_error(error: RingsideError) -> GRPCError:
