@@ -3,60 +3,50 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from ringside.api.v0 import EventFilter, Subscription, SyscallEventFilter, SyscallEventType
-from ringside.sensor.server import Server
-from ringside.sensor.service import BytesCodec, TelemetryService, _handlers
+from ringside.sensor.sensor import Sensor
 from ringside.sensor.wire import varint
 
 from .support.fakekernel import PATIENCE, FakeKernel
 from .support.fakering import Response
-from .support.peer import Peer, connected, framed
-from .support.requests import encoded
+from .support.peer import Call, Peer, connected, framed
+from .support.requests import encoded, requests
+from .support.served import Served, serving, serving_in_a_loop
 
 OK, CANCELLED, INVALID_ARGUMENT, DEADLINE_EXCEEDED, FAILED_PRECONDITION, UNIMPLEMENTED = 0, 1, 3, 4, 9, 12
 ENTER = SyscallEventFilter(type=SyscallEventType.ENTER)
+NUMBERS = itertools.count(1)
 WANTED = framed(encoded(Subscription(event_filter=EventFilter(syscall_events=[ENTER]))))
 
 
-@asynccontextmanager
-async def serving(kernel: FakeKernel, path: Path, **settings: Any) -> AsyncIterator[Any]:
-    """A sensor on this kernel that serves at a unix socket."""
-    async with kernel.sensor(drain_interval=10**6, **settings) as sensor:
-        server = Server(_handlers(TelemetryService(sensor)), codec=BytesCodec())
-        await server.start(path=str(path))
-        try:
-            yield sensor
-        finally:
-            async with asyncio.timeout(PATIENCE):  # all have hung up; that has yet to be noticed
-                while not all(handler.closing for handler in server._handlers):  # noqa: ASYNC110
-                    await asyncio.sleep(0.001)
-            server.close()
-            await server.wait_closed()
-
-
 @pytest.fixture
-def kernel(tmp_path: Path) -> FakeKernel:
-    made = FakeKernel(tmp_path)
-    made.proc.add(1, 0, "init", 1)
-    return made
-
-
-@pytest.fixture
-async def sensor(kernel: FakeKernel, tmp_path: Path) -> AsyncIterator[Any]:
-    async with serving(kernel, tmp_path / "socket") as made:
+async def served(tmp_path: Path) -> AsyncIterator[Served]:
+    async with serving(tmp_path) as made:
         yield made
 
 
 @pytest.fixture
-async def peer(sensor: Any, tmp_path: Path) -> AsyncIterator[Peer]:  # noqa: ARG001
-    async with connected(str(tmp_path / "socket")) as made:
+def kernel(served: Served) -> FakeKernel:
+    return served.kernel
+
+
+@pytest.fixture
+def sensor(served: Served) -> Sensor:
+    return served.sensor
+
+
+@pytest.fixture
+async def peer(served: Served) -> AsyncIterator[Peer]:
+    async with connected(served.path) as made:
         yield made
 
 
@@ -77,18 +67,12 @@ async def still_serves(peer: Peer, kernel: FakeKernel) -> None:
     call.reset()
 
 
-async def nobody_subscribed(sensor: Any) -> None:
-    async with asyncio.timeout(20):
-        while sensor.outputs:  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
-
-
 # --- calls that grpclib alone makes much of
 
 
 @pytest.mark.parametrize("deadline", ["0n", "0S", "00000000H"])
 async def test_a_deadline_that_is_over_on_arrival(
-    peer: Peer, kernel: FakeKernel, sensor: Any, deadline: str
+    peer: Peer, kernel: FakeKernel, sensor: Sensor, deadline: str
 ) -> None:
     call = await peer.call(WANTED, headers=[("grpc-timeout", deadline)]).end()
     assert (call.status, call.message) == (DEADLINE_EXCEEDED, "the call's deadline is over")
@@ -99,11 +83,11 @@ async def test_a_deadline_that_is_over_on_arrival(
 
 @pytest.mark.parametrize("deadline", ["1n", "3u", "1m", "50m"])
 async def test_a_deadline_that_is_over_soon(
-    peer: Peer, kernel: FakeKernel, sensor: Any, deadline: str
+    peer: Peer, kernel: FakeKernel, served: Served, deadline: str
 ) -> None:
     call = await peer.call(WANTED, headers=[("grpc-timeout", deadline)]).end()
     assert call.status == DEADLINE_EXCEEDED
-    await nobody_subscribed(sensor)
+    await served.settled()
     await still_serves(peer, kernel)
 
 
@@ -134,7 +118,7 @@ async def test_a_frame_of_a_type_to_come(peer: Peer, kernel: FakeKernel) -> None
 
 
 async def test_calls_reset_as_soon_as_made_leave_the_connection_its_window(
-    peer: Peer, kernel: FakeKernel, sensor: Any
+    peer: Peer, kernel: FakeKernel, served: Served
 ) -> None:
     """Ten times what the window has."""
     data = bytes(1 << 14)
@@ -147,16 +131,16 @@ async def test_calls_reset_as_soon_as_made_leave_the_connection_its_window(
             call.reset()
             await asyncio.sleep(0)
     await still_serves(peer, kernel)
-    await nobody_subscribed(sensor)
+    await served.settled()
 
 
-async def test_bytes_that_are_no_http2(tmp_path: Path, peer: Peer, kernel: FakeKernel) -> None:
+async def test_bytes_that_are_no_http2(served: Served, peer: Peer, kernel: FakeKernel) -> None:
     for garbage in (
         b"GET / HTTP/1.1\r\n\r\n",
         b"\0" * 100,
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\1\0\0\0\0\0\0x",
     ):
-        reader, writer = await asyncio.open_unix_connection(str(tmp_path / "socket"))
+        reader, writer = await asyncio.open_unix_connection(served.path)
         writer.write(garbage)
         async with asyncio.timeout(20):
             await reader.read()  # to its end
@@ -165,8 +149,8 @@ async def test_bytes_that_are_no_http2(tmp_path: Path, peer: Peer, kernel: FakeK
     await still_serves(peer, kernel)
 
 
-async def test_headers_that_are_not_ascii(tmp_path: Path, peer: Peer, kernel: FakeKernel) -> None:
-    async with connected(str(tmp_path / "socket")) as other:
+async def test_headers_that_are_not_ascii(served: Served, peer: Peer, kernel: FakeKernel) -> None:
+    async with connected(served.path) as other:
         await other.call(WANTED, headers=[("user-agent", "\u00e4")]).end()
     await still_serves(peer, kernel)
 
@@ -200,13 +184,13 @@ BAD_MESSAGES = {
 
 
 @pytest.mark.parametrize("name", BAD_MESSAGES)
-async def test_messages_that_are_none(peer: Peer, kernel: FakeKernel, sensor: Any, name: str) -> None:
+async def test_messages_that_are_none(peer: Peer, kernel: FakeKernel, served: Served, name: str) -> None:
     frames, status, words = BAD_MESSAGES[name]
     call = await peer.call(*frames).end()
     assert (call.status, call.message[: len(words)]) == (status, words)
     assert not call.messages
     await still_serves(peer, kernel)
-    await nobody_subscribed(sensor)
+    await served.settled()
 
 
 async def test_a_message_that_is_too_long_is_not_waited_for(peer: Peer, kernel: FakeKernel) -> None:
@@ -238,3 +222,78 @@ async def test_what_is_said_of_an_error_fits_every_clients_headers(peer: Peer, k
     assert call.message.endswith("is nested deeper than 100 messages")
     assert sum(len(name) + len(value) for name, value in call.headers.items()) < 4096
     await still_serves(peer, kernel)
+
+
+# --- anything at all
+
+
+@st.composite
+def frames(draw: Any) -> list[bytes]:
+    """DATA frames: mostly a message, in pieces; else whatever."""
+    data = framed(draw(requests)) if draw(st.integers(0, 3)) else draw(st.binary(max_size=40))
+    cuts = sorted(draw(st.lists(st.integers(0, len(data)), max_size=3)))
+    return [data[start:end] for start, end in itertools.pairwise([0, *cuts, len(data)])]
+
+
+ONE_CALL = SyscallEventFilter(type=SyscallEventType.ENTER, id=444)
+WATCHED = framed(encoded(Subscription(event_filter=EventFilter(syscall_events=[ONE_CALL]))))
+
+
+async def see(watcher: Call, number: int) -> None:
+    """Wait for the watched system call with this argument."""
+    await watcher.until(lambda call: call.is_over or arguments(call)[-1:] == [number])
+    assert not watcher.is_over
+    del watcher.messages[:-1]
+
+
+def arguments(call: Call) -> list[int]:
+    """arg0 of the events that came."""
+    events = [one.event for data in call.messages for one in Response.FromString(data).events]
+    return [one.syscall.arg0 for one in events]
+
+
+@pytest.fixture
+def crowd(tmp_path: Path) -> Iterator[tuple[Served, Peer, list[Call]]]:
+    """A connection, with a stream on it that goes on, and one on another connection."""
+    with serving_in_a_loop(tmp_path) as served:
+        peer, other = (served.run(Peer.connect(served.path)) for _ in range(2))
+        watchers = [served.run(one.call(WATCHED).answer()) for one in (peer, other)]
+        served.before = served.there()
+        try:
+            yield served, peer, watchers
+        finally:
+            served.run(peer.close())
+            served.run(other.close())
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(pieces=frames(), end=st.booleans(), patience=st.integers(0, 3))
+def test_whatever_is_sent_others_are_served(
+    crowd: tuple[Served, Peer, list[Call]],
+    caplog: pytest.LogCaptureFixture,
+    pieces: list[bytes],
+    end: bool,
+    patience: int,
+) -> None:
+    served, peer, watchers = crowd
+
+    async def run() -> None:
+        call = peer.call(*pieces, end=end)
+        if end:
+            await call.answer()
+            if call.messages:
+                assert Response.FromString(call.messages[0]).statuses[0].code == OK
+            else:
+                assert call.status in (INVALID_ARGUMENT, FAILED_PRECONDITION), call.message
+        else:  # the message may never be whole: give up, sooner or later
+            for _ in range(patience):
+                await asyncio.sleep(0)
+        call.reset()
+        number = next(NUMBERS)
+        served.kernel.enter(444, number)
+        for watcher in watchers:
+            await see(watcher, number)
+        await served.settled()
+
+    served.run(run())
+    assert not [one for one in caplog.records if one.levelno >= logging.ERROR]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import weakref
 from collections.abc import Iterator
@@ -24,78 +23,22 @@ from ringside.api.v0 import (
     TickerEventFilter,
 )
 from ringside.sensor.errors import RequestError, UnservableError
-from ringside.sensor.sensor import Sensor
 from ringside.sensor.service import decode_request
 from ringside.sensor.wire import varint
 
-from .support.fakekernel import PATIENCE, FakeKernel, reading
+from .support.fakekernel import FakeKernel, reading
 from .support.fakering import Response
 from .support.requests import encoded, requests, subscriptions
+from .support.served import Served, serving_in_a_loop
 
 REQUEST: Any = message_class("capsule8.api.v0.GetEventsRequest")
 ENTER = SyscallEventFilter(type=SyscallEventType.ENTER)
 
 
-class Served:
-    """A sensor on a fake kernel in a loop that lasts from example to example."""
-
-    def __init__(self, runner: asyncio.Runner, kernel: FakeKernel, sensor: Sensor) -> None:
-        self._runner = runner
-        self.kernel = kernel
-        self.sensor = sensor
-        self.clean = self.there()
-
-    def run(self, work: Any) -> Any:
-        """What comes of it, in time."""
-
-        async def bounded() -> Any:
-            async with asyncio.timeout(PATIENCE):
-                return await work
-
-        return self._runner.run(bounded())
-
-    def there(self) -> dict[str, Any]:
-        """All that subscriptions make."""
-        sensor, kernel = self.sensor, self.kernel
-        engine = sensor.engine
-        processes, containers = sensor.process_family, sensor.container_family
-        return {
-            "outputs": (
-                dict(sensor.outputs),
-                dict(sensor._shared),
-                engine._outputs - len(engine._free_outputs),
-            ),
-            "perf events": sorted(fd for fd in kernel.perfs if kernel.is_open(fd)),
-            "enabled": sorted(fd for fd, one in kernel.perfs.items() if one.enabled and kernel.is_open(fd)),
-            "listeners": [*map(len, processes.listeners.values()), len(containers.listeners)],
-            "container filters": len(containers._filters),
-            "probes": len(sensor.probes._made),
-            "tasks": sorted(task.get_name() for task in sensor._tasks),
-        }
-
-    async def settled(self) -> None:
-        """Wait until nothing but what was there at the beginning is."""
-        try:
-            async with asyncio.timeout(PATIENCE):
-                while self.there() != self.clean:  # noqa: ASYNC110
-                    await asyncio.sleep(0.001)
-        except TimeoutError:
-            assert self.there() == self.clean
-
-
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Served]:
-    kernel = FakeKernel(tmp_path)
-    kernel.proc.add(1, 0, "init", 1)
-    with asyncio.Runner() as runner:
-        manager = kernel.sensor(drain_interval=10**6)
-        sensor = runner.run(manager.__aenter__())
-        for family in sensor._all_families:
-            ladder: Any = getattr(family, "ladder", None)
-            if ladder is not None:  # no event of ours will come that could prove it
-                ladder._reached = ladder._rungs[1]
-        yield Served(runner, kernel, sensor)
-        runner.run(manager.__aexit__(None, None, None))
+    with serving_in_a_loop(tmp_path) as made:
+        yield made
 
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])

@@ -133,6 +133,11 @@ class Peer:
         self.flush()
         self._pump = asyncio.ensure_future(self._run())
 
+    @classmethod
+    async def connect(cls, path: str) -> Peer:
+        """To a unix socket."""
+        return cls(*await asyncio.open_unix_connection(path))
+
     def flush(self) -> None:
         """Write what h2 has to say."""
         if self.is_open and not self.writer.is_closing():
@@ -190,7 +195,7 @@ class Peer:
 @asynccontextmanager
 async def connected(path: str) -> AsyncIterator[Peer]:
     """A connection to a unix socket."""
-    peer = Peer(*await asyncio.open_unix_connection(path))
+    peer = await Peer.connect(path)
     try:
         yield peer
     finally:
