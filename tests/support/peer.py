@@ -64,14 +64,19 @@ class Call:
         return await self.until(lambda call: call.is_over)
 
     def send(self, data: bytes, *, end: bool = False) -> None:
-        """A DATA frame. A call that is over takes none, and that is no error."""
-        if not self.is_over:
-            self._peer.h2.send_data(self.number, data, end_stream=end)
-            self._peer.flush()
+        """A DATA frame, or several if it is long. A call that is over takes none, and that is no error."""
+        h2 = self._peer.h2
+        while not self.is_over:
+            piece, data = data[: h2.max_outbound_frame_size], data[h2.max_outbound_frame_size :]
+            h2.send_data(self.number, piece, end_stream=end and not data)
+            if not data:
+                break
+        self._peer.flush()
 
     def reset(self) -> None:
-        """Give it up."""
-        if not self.is_over:
+        """Give it up; our side of it too, if only the other has ended."""
+        stream = self._peer.h2.streams.get(self.number)
+        if stream is not None and not stream.closed and self._peer.is_open:
             self._peer.h2.reset_stream(self.number, error_code=8)
             self._peer.flush()
             self.is_over = True
