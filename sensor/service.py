@@ -96,7 +96,7 @@ class TelemetryService:
         try:
             request = decode_request(await receive(stream))
             async with self._sensor.subscribe(request.subscription) as subscriber:
-                await stream.send_message(await anext(subscriber))  # the first: it says that all is live
+                await stream.send_initial_metadata()
                 sender = BatchSender(stream)
                 async for message in subscriber:
                     await sender.send(message)

@@ -12,7 +12,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ringside.api.v0 import EventFilter, Subscription, SyscallEventFilter, SyscallEventType
+from ringside.api.v0 import (
+    ChargenEventFilter,
+    EventFilter,
+    Subscription,
+    SyscallEventFilter,
+    SyscallEventType,
+)
 from ringside.sensor.sensor import Sensor
 from ringside.sensor.wire import varint
 
@@ -222,6 +228,20 @@ async def test_what_is_said_of_an_error_fits_every_clients_headers(peer: Peer, k
     assert call.message.endswith("is nested deeper than 100 messages")
     assert sum(len(name) + len(value) for name, value in call.headers.items()) < 4096
     await still_serves(peer, kernel)
+
+
+# --- several streams on a connection
+
+
+async def test_streams_that_always_have_more_leave_others_their_turn(peer: Peer, kernel: FakeKernel) -> None:
+    """On a connection whose window is shut most of the time."""
+    wanted = Subscription(event_filter=EventFilter(chargen_events=[ChargenEventFilter(length=1000)]))
+    eager = [await peer.call(framed(encoded(wanted))).answer() for _ in range(3)]
+    for _ in range(3):
+        await still_serves(peer, kernel)
+    before = [len(call.messages) for call in eager]
+    for call, count in zip(eager, before, strict=True):
+        await call.until(lambda call, count=count: len(call.messages) > count + 10)
 
 
 # --- anything at all

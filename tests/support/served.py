@@ -88,10 +88,10 @@ async def serving(folder: Path, **settings: Any) -> AsyncIterator[Served]:
 
 
 @contextmanager
-def serving_in_a_loop(folder: Path) -> Iterator[Served]:
+def serving_in_a_loop(folder: Path, **settings: Any) -> Iterator[Served]:
     """The same, in a loop of its own."""
     with asyncio.Runner() as runner:
-        manager = serving(folder)
+        manager = serving(folder, **settings)
         served = runner.run(manager.__aenter__())
         served.runner = runner
         try:
