@@ -211,7 +211,11 @@ class Sensor:
         now = clock()
         for event, missed in self.probes.misses():
             loss = Loss(
-                f"the probe on {event.name} missed calls", missed, now - int(_HOUSEKEEPING * 1e9), now
+                f"the probe on {event.name} missed calls",
+                missed,
+                now - int(_HOUSEKEEPING * 1e9),
+                now,
+                at_most=True,
             )
             self._report(event.outputs, loss)
 
@@ -351,7 +355,7 @@ class Sensor:
                 output.number for output in self.outputs.values() if lane is Lane.LIFECYCLE or output.has_bulk
             ]
             cause = f"the {name} ring of CPU {stop.cpu} was full"
-            self._report(outputs, Loss(cause, stop.count, stop.since or stop.time, stop.time))
+            self._report(outputs, Loss(cause, stop.count, stop.since or stop.time, stop.time, True))
 
     def _count_losses(self, since: int, until: int) -> bool:
         """Tell each event's subscribers what the kernel says was lost of it; False if it does not say."""
@@ -362,7 +366,7 @@ class Sensor:
             if count:
                 log.warning("%s: %d records found a ring full and are lost", event.name, count)
                 outputs = event.outputs() if event.outputs is not None else None
-                self._report(outputs, Loss(f"{event.name}: a ring was full", count, since, until))
+                self._report(outputs, Loss(f"{event.name}: a ring was full", count, since, until, True))
                 if event.lane is not Lane.BULK and outputs is None:
                     self._resync = True
         self._losses_at = until

@@ -67,22 +67,27 @@ def make_status(code: Code, message: str, reason: str = "", **metadata: object) 
 
 @dataclass(slots=True)
 class Loss:
-    """Events that a subscriber did not get: how many at least, why, and between which times."""
+    """Events that a subscriber did not get: how many, why, and between which times.
+
+    `at_most`: which of the records lost its filter would have let through, nobody knows.
+    """
 
     cause: str
     count: int
     since: int
     until: int
+    at_most: bool = False
 
     def status(self) -> Status:
         """As it is told in the stream."""
         return make_status(
             Code.DATA_LOSS,
-            f"{self.count} events lost: {self.cause}",
+            f"{'up to ' if self.at_most else ''}{self.count} events lost: {self.cause}",
             "EVENTS_LOST",
             count=self.count,
             cause=self.cause,
             **{"from": self.since, "to": self.until},
+            **({"at_most": "true"} if self.at_most else {}),
         )
 
 
