@@ -24,8 +24,8 @@ from ringside.sensor.wire import varint
 
 from .support.fakekernel import PATIENCE, FakeKernel
 from .support.fakering import Response
-from .support.peer import Call, Peer, connected, framed
-from .support.requests import encoded, requests
+from .support.peer import Call, Peer, connected, framed, see
+from .support.requests import encoded, frames
 from .support.served import Served, serving, serving_in_a_loop
 
 OK, CANCELLED, INVALID_ARGUMENT, DEADLINE_EXCEEDED, FAILED_PRECONDITION, UNIMPLEMENTED = 0, 1, 3, 4, 9, 12
@@ -247,29 +247,8 @@ async def test_streams_that_always_have_more_leave_others_their_turn(peer: Peer,
 # --- anything at all
 
 
-@st.composite
-def frames(draw: Any) -> list[bytes]:
-    """DATA frames: mostly a message, in pieces; else whatever."""
-    data = framed(draw(requests)) if draw(st.integers(0, 3)) else draw(st.binary(max_size=40))
-    cuts = sorted(draw(st.lists(st.integers(0, len(data)), max_size=3)))
-    return [data[start:end] for start, end in itertools.pairwise([0, *cuts, len(data)])]
-
-
 ONE_CALL = SyscallEventFilter(type=SyscallEventType.ENTER, id=444)
 WATCHED = framed(encoded(Subscription(event_filter=EventFilter(syscall_events=[ONE_CALL]))))
-
-
-async def see(watcher: Call, number: int) -> None:
-    """Wait for the watched system call with this argument."""
-    await watcher.until(lambda call: call.is_over or arguments(call)[-1:] == [number])
-    assert not watcher.is_over
-    del watcher.messages[:-1]
-
-
-def arguments(call: Call) -> list[int]:
-    """arg0 of the events that came."""
-    events = [one.event for data in call.messages for one in Response.FromString(data).events]
-    return [one.syscall.arg0 for one in events]
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ def served(tmp_path: Path) -> Iterator[Served]:
         yield made
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=requests)
 def test_any_request_is_served_or_refused_and_leaves_nothing(
     served: Served, caplog: pytest.LogCaptureFixture, data: bytes

@@ -14,6 +14,7 @@ from h2.connection import H2Connection
 from h2.events import DataReceived, ResponseReceived, StreamEnded, StreamReset, TrailersReceived
 
 from .fakekernel import PATIENCE
+from .fakering import Response
 
 GET_EVENTS = "/capsule8.api.v0.TelemetryService/GetEvents"
 
@@ -139,9 +140,13 @@ class Peer:
         self._pump = asyncio.ensure_future(self._run())
 
     @classmethod
-    async def connect(cls, path: str) -> Peer:
-        """To a unix socket."""
-        return cls(*await asyncio.open_unix_connection(path))
+    async def connect(cls, path: str, window: int = 0) -> Peer:
+        """To a unix socket. With a `window` of so many bytes more, streams nobody reads don't shut it."""
+        made = cls(*await asyncio.open_unix_connection(path))
+        if window:
+            made.h2.increment_flow_control_window(window)
+            made.flush()
+        return made
 
     def flush(self) -> None:
         """Write what h2 has to say."""
@@ -205,3 +210,16 @@ async def connected(path: str) -> AsyncIterator[Peer]:
         yield peer
     finally:
         await peer.close()
+
+
+async def see(watcher: Call, number: int) -> None:
+    """Wait for the watched system call with this argument."""
+    await watcher.until(lambda call: call.is_over or arguments(call)[-1:] == [number])
+    assert not watcher.is_over
+    del watcher.messages[:-1]
+
+
+def arguments(call: Call) -> list[int]:
+    """arg0 of the events that came."""
+    events = [one.event for data in call.messages for one in Response.FromString(data).events]
+    return [one.syscall.arg0 for one in events]

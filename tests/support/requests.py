@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from hypothesis import strategies as st
@@ -35,6 +36,8 @@ from ringside.api.v0 import (
     ThrottleModifierIntervalType,
     TickerEventFilter,
 )
+
+from .peer import framed
 
 _Strategy = st.SearchStrategy[Any]
 _EDGES = [1 << bits for bits in (7, 16, 31, 32, 62)]
@@ -191,3 +194,11 @@ def mutated(draw: Any) -> bytes:
 
 
 requests = subscriptions().map(encoded) | mutated() | st.binary(max_size=64)
+
+
+@st.composite
+def frames(draw: Any) -> list[bytes]:
+    """DATA frames: mostly a message, in pieces; else whatever."""
+    data = framed(draw(requests)) if draw(st.integers(0, 3)) else draw(st.binary(max_size=40))
+    cuts = sorted(draw(st.lists(st.integers(0, len(data)), max_size=3)))
+    return [data[start:end] for start, end in itertools.pairwise([0, *cuts, len(data)])]

@@ -20,16 +20,22 @@ _T = TypeVar("_T")
 class Served:
     """The sensor, and what it had when it was started."""
 
-    def __init__(self, kernel: FakeKernel, sensor: Sensor, path: str) -> None:
-        self.kernel = kernel
+    def __init__(self, sensor: Sensor, path: str, kernel: FakeKernel | None = None) -> None:
+        self._kernel = kernel
         self.sensor = sensor
         self.path = path
         self.runner: asyncio.Runner | None = None
         self.before = self.there()
 
+    @property
+    def kernel(self) -> FakeKernel:
+        """The fake one."""
+        assert self._kernel is not None
+        return self._kernel
+
     def there(self) -> dict[str, Any]:
         """All that subscriptions make."""
-        sensor, kernel = self.sensor, self.kernel
+        sensor = self.sensor
         engine = sensor.engine
         processes, containers = sensor.process_family, sensor.container_family
         return {
@@ -37,13 +43,19 @@ class Served:
             "subscribers": sum(len(one.subscribers) for one in sensor.outputs.values()),
             "shared": len(sensor._shared),
             "numbers": engine._outputs - len(engine._free_outputs),
-            "perf events": sorted(fd for fd in kernel.perfs if kernel.is_open(fd)),
-            "enabled": sorted(fd for fd, one in kernel.perfs.items() if one.enabled and kernel.is_open(fd)),
+            "events": sorted(one.name for one in sensor.rings.open_events),
+            "perf events": self._perf_events(),
             "listeners": [*map(len, processes.listeners.values()), len(containers.listeners)],
             "container filters": len(containers._filters),
             "probes": len(sensor.probes._made),
             "tasks": sorted(task.get_name() for task in sensor._tasks),
         }
+
+    def _perf_events(self) -> list[tuple[int, bool]]:
+        kernel = self._kernel
+        if kernel is None:
+            return []
+        return sorted((fd, one.enabled) for fd, one in kernel.perfs.items() if kernel.is_open(fd))
 
     async def settled(self) -> None:
         """Wait until there is nothing but what there was before."""
@@ -67,7 +79,7 @@ class Served:
 
 @asynccontextmanager
 async def serving(folder: Path, **settings: Any) -> AsyncIterator[Served]:
-    """At `folder`/socket."""
+    """A sensor on a fake kernel, at `folder`/socket."""
     kernel = FakeKernel(folder)
     kernel.proc.add(1, 0, "init", 1)
     async with kernel.sensor(**{"drain_interval": 10**6, **settings}) as sensor:
@@ -75,16 +87,23 @@ async def serving(folder: Path, **settings: Any) -> AsyncIterator[Served]:
             ladder: Any = getattr(family, "ladder", None)
             if ladder is not None:  # no event of ours will come that could prove it
                 ladder._reached = ladder._rungs[1]
-        server = Server(_handlers(TelemetryService(sensor)), codec=BytesCodec())
-        await server.start(path=str(folder / "socket"))
-        try:
-            yield Served(kernel, sensor, str(folder / "socket"))
-        finally:
-            async with asyncio.timeout(PATIENCE):  # all have hung up; that has yet to be noticed
-                while not all(handler.closing for handler in server._handlers):  # noqa: ASYNC110
-                    await asyncio.sleep(0.001)
-            server.close()
-            await server.wait_closed()
+        async with listening(sensor, folder / "socket"):
+            yield Served(sensor, str(folder / "socket"), kernel)
+
+
+@asynccontextmanager
+async def listening(sensor: Sensor, path: Path) -> AsyncIterator[None]:
+    """A server. Clients must hang up before this ends."""
+    server = Server(_handlers(TelemetryService(sensor)), codec=BytesCodec())
+    await server.start(path=str(path))
+    try:
+        yield
+    finally:
+        async with asyncio.timeout(PATIENCE):  # that they did has yet to be noticed
+            while not all(handler.closing for handler in server._handlers):  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        server.close()
+        await server.wait_closed()
 
 
 @contextmanager
