@@ -104,10 +104,11 @@ def _end(stream: Stream, error: GRPCError) -> None:
 class _Protocol(H2Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        known: dict[type, Callable[[Any], None]] = self.processor.processors
+        known: dict[type, Any] = dict(self.processor.processors)
         take = known[DataReceived]
         known[DataReceived] = lambda event: take(event) if event.flow_controlled_length else None
         known[UnknownFrameReceived] = lambda _: None
+        self.processor.processors = known
 
     def data_received(self, data: bytes) -> None:
         try:

@@ -82,6 +82,11 @@ class Books:
         self.call.messages.clear()
         return self.events.total() + self.lost
 
+    async def close(self, total: int) -> None:
+        """Wait until so many are accounted for; there must not be more."""
+        await self.call.until(lambda _: self.accounted() >= total)
+        assert self.accounted() == total
+
 
 class Crowd:
     """Those who stay, those who visit, and the load."""
@@ -184,9 +189,7 @@ def test_the_books_of_those_who_stay_close(
             served.kernel.enter(2)
             crowd.issued[2] += 1
             for books in (everything, slow):
-                total = crowd.issued.total() + crowd.lost
-                await books.call.until(lambda _, books=books, total=total: books.accounted() >= total)
-                assert books.accounted() == total
+                await books.close(crowd.issued.total() + crowd.lost)
             await some.call.until(lambda _: some.accounted() >= crowd.issued[2] and some.forks == crowd.forks)
         assert everything.events <= crowd.issued
         assert slow.events <= crowd.issued

@@ -23,7 +23,7 @@ from ringside.api.v0 import (
     TickerEventFilter,
 )
 from ringside.sensor.errors import RequestError, UnservableError
-from ringside.sensor.service import decode_request
+from ringside.sensor.receiving import decode_request
 from ringside.sensor.wire import varint
 
 from .support.fakekernel import FakeKernel, reading

@@ -108,7 +108,7 @@ class Call:
                 self.messages.append(bytes(self._data[5:size]))
                 del self._data[:size]
         elif isinstance(event, ResponseReceived | TrailersReceived):
-            self.headers |= dict(event.headers)
+            self.headers |= {str(name): str(value) for name, value in event.headers}
         elif isinstance(event, StreamEnded | StreamReset):
             self.is_over = True
         self._news.set()
