@@ -82,7 +82,7 @@ class Loss:
         """As it is told in the stream."""
         return make_status(
             Code.DATA_LOSS,
-            f"{'up to ' if self.at_most else ''}{self.count} events lost: {self.cause}",
+            f"{self.count} events lost{' at most' if self.at_most else ''}: {self.cause}",
             "EVENTS_LOST",
             count=self.count,
             cause=self.cause,
