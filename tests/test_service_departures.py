@@ -12,7 +12,7 @@ from grpclib.client import Channel
 from grpclib.const import Cardinality
 from grpclib.protocol import H2Protocol
 from ringside.api.v0 import ChargenEventFilter, EventFilter, GetEventsRequest, Subscription
-from ringside.sensor import service
+from ringside.sensor import server, service
 
 from .support.fakekernel import PATIENCE, FakeKernel
 
@@ -41,7 +41,7 @@ async def test_a_client_that_reads_no_more_and_leaves_is_forgotten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says_goodbye: bool
 ) -> None:
     connections: list[H2Protocol] = []
-    monkeypatch.setattr(service._Connection, "connection_made", _noted(connections))
+    monkeypatch.setattr(server._Protocol, "connection_made", _noted(connections))
     kernel = FakeKernel(tmp_path)
     kernel.proc.add(1, 0, "init", 1)
     address = tmp_path / "socket"
