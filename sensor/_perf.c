@@ -382,7 +382,18 @@ static void not_ready(rs_engine *e, uint32_t output)
 {
     if (!e->outputs[output].ready)
         return;
-    for (size_t at = 0; at < e->hold_length;) { /* its number may be given to another before they are let go */
+    size_t kept = 0;
+    for (size_t i = 0; i < e->n_ready; i++)
+        if (e->ready[i] != output)
+            e->ready[kept++] = e->ready[i];
+    e->n_ready = kept;
+    e->outputs[output].ready = false;
+}
+
+/* Strike an output from what is held: its number may be given to another before that is let go. */
+static void strike_held(rs_engine *e, uint32_t output)
+{
+    for (size_t at = 0; at < e->hold_length;) {
         struct held h;
         memcpy(&h, e->hold + at, sizeof h);
         for (uint32_t i = 0; i < h.n_outputs; i++) {
@@ -392,12 +403,6 @@ static void not_ready(rs_engine *e, uint32_t output)
         }
         at += h.total;
     }
-    size_t kept = 0;
-    for (size_t i = 0; i < e->n_ready; i++)
-        if (e->ready[i] != output)
-            e->ready[kept++] = e->ready[i];
-    e->n_ready = kept;
-    e->outputs[output].ready = false;
 }
 
 void rs_output_clear(rs_engine *e, uint32_t output)
@@ -405,6 +410,7 @@ void rs_output_clear(rs_engine *e, uint32_t output)
     if (output >= e->n_outputs)
         return;
     not_ready(e, output);
+    strike_held(e, output);
     free(e->outputs[output].data);
     free(e->outputs[output].containers);
     e->outputs[output] = (struct output){0};

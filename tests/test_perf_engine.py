@@ -896,8 +896,24 @@ def test_a_held_event_of_an_output_that_has_gone(rig: Calls) -> None:
     gone = rig.engine.open_output(1 << 16)
     rig.engine.emit([gone, rig.all], 1, chargen("x"), pid=5)
     rig.engine.close_output(gone)
+    another = rig.engine.open_output(1 << 16)
+    assert another == gone
     lib.rs_release(rig.engine.handle, 3)
+    assert rig.events(another) == []
     assert len(rig.events(rig.all)) == 1
+
+
+def test_a_held_event_of_an_output_that_is_emptied_meanwhile(rig: Calls) -> None:
+    """Emptied while it stands on the list of the full ones, which the drain has yet to tell of."""
+    rig.engine.set_process(5, process_head(5), container=3)
+    rig.engine.set_container(3, hold=True)
+    full = rig.engine.open_output(100)
+    rig.engine.emit([full], 1, chargen("held"), pid=5)
+    rig.engine.emit([full], 2, chargen("x" * 200))
+    assert len(rig.events(full)) == 1
+    lib.rs_release(rig.engine.handle, 3)
+    (told,) = rig.events(full)
+    assert told.event.chargen.characters == "held"
 
 
 # --- numbers
