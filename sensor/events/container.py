@@ -1,9 +1,10 @@
 """Containers: which one a process is in, and the lifecycle events.
 
 Identity comes from the kernel: cgroup:cgroup_attach_task says when a process is moved into a container's
-cgroup; a child is in its parent's; what clone3(2) put straight into a cgroup shows at its first exec, whose
-sample carries the cgroup's id. Names and images come from engines and runtimes (docker.py, runtimes.py) by
-way of the container table. Until a new container's names are known, its events wait in the engine.
+cgroup; a child is in its parent's, unless clone3(2) put it straight into another: then procfs says which, or,
+if it is gone already, the sample of its first exec, which carries the cgroup's id. Names and images come
+from engines and runtimes (docker.py, runtimes.py) by way of the container table. Until a new container's
+names are known, its events wait in the engine.
 """
 
 from __future__ import annotations
@@ -122,10 +123,10 @@ class ContainerFamily:
             family.follow(removed, self._on_rmdir)
         processes = self._processes
         processes.on_enter, processes.on_leave = self._entered, self._left
-        processes.on_learned, processes.on_resync = self._place, self._resync
+        processes.on_learned, processes.on_resync = self.place, self._resync
         self._disk.start()
         for process in self._living():
-            self._place(process, existing=True)
+            self.place(process, existing=True)
         self._opened = True
         self._sensor.spawn(self._disk.run(), "disk")
         self._open_engines()
@@ -172,7 +173,7 @@ class ContainerFamily:
 
     # -- who is where ------------------------------------------------------------------------------
 
-    def _place(self, process: Process, *, existing: bool = False) -> None:
+    def place(self, process: Process, *, existing: bool = False) -> None:
         """Read from procfs which container a process is in."""
         text = self._processes.procfs.cgroups(process.pid)
         if text is None:
@@ -194,7 +195,7 @@ class ContainerFamily:
         self._cgroup_ids.clear()
         for process in self._living() if self._opened else ():
             if not process.container:
-                self._place(process)
+                self.place(process)
 
     def _resync(self) -> None:
         """Records were lost, of moves between cgroups too."""
@@ -204,7 +205,7 @@ class ContainerFamily:
             if process.container in self._numbers:
                 self._numbers[process.container].processes += 1
         for process in self._living():
-            self._place(process)
+            self.place(process)
         for member in list(self._members.values()):
             if member.processes == 0:
                 self.table.emptied(member.id, time.time_ns())
@@ -305,7 +306,7 @@ class ContainerFamily:
         current = self._numbers.get(process.container)
         where = attached(current.id if current else None, new)
         if where is Attach.REREAD:
-            self._place(process)
+            self.place(process)
         else:
             self._move(process, where)
         return RESULT
@@ -335,7 +336,7 @@ class ContainerFamily:
         if process.container == 0:
             self._move(process, found)
         elif self._only_unified:  # in a hybrid, the container may have left this hierarchy alone
-            self._place(process)
+            self.place(process)
 
     def process_exited(self, process: Process, code: int) -> None:
         """A process ended with this wait(2) status; perhaps it was a container's first."""
