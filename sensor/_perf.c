@@ -70,9 +70,16 @@ struct container { /* what all its processes' events say of it, before and behin
     uint8_t bytes[];
 };
 
-struct event { /* a perf event's id: which source it feeds, from when until when */
+struct event { /* a perf event's id: which source it feeds, from when until when; see replaced() */
     uint32_t source;
     uint64_t from, until;
+};
+
+struct twin { /* what a ring's last record was, while its source's perf event is being replaced */
+    enum { NO_TWIN, PASSED, EARLY, KEPT } what;
+    uint32_t source;
+    int32_t tid;
+    uint64_t id, hash, time, pause; /* since the record before it */
 };
 
 struct source {
@@ -118,6 +125,7 @@ struct ring {
     uint64_t record_time, last_time, lost;
     uint64_t skipped; /* bytes that were no record, not told yet */
     uint8_t *wrap;
+    struct twin twin;
 };
 
 struct held { /* a record that waits for its container: this, then `length` bytes, padded to 8 */
@@ -804,6 +812,47 @@ uint64_t rs_release(rs_engine *e, uint32_t container)
     return released;
 }
 
+/*
+ * Whether a record counts while the perf event it came from takes another's place or loses its own.
+ *
+ * Both are enabled for RS_OVERLAP before and after the moment that parts them, and write a record each of whatever
+ * passes both filters, with times of their own, mostly a tenth of a microsecond apart. Between these the moment
+ * may fall: then the newer's record is too early and the older's too late, or (the kernel asks the newer first, but
+ * where it limits events to cgroups that may turn) both are in time. So the second looks at what became of the
+ * first, which is the record before it in this ring that is of the same source, thread and content. Of callers who
+ * do the same again and again all are; but between two calls lies more time than between one's two records.
+ */
+static bool replaced(struct ring *r, uint64_t id, const struct event *v, const struct record *rec)
+{
+    uint64_t hash = rec->raw_length;
+    for (size_t i = 0; i + 8 <= rec->raw_length; i += 8)
+        hash = (hash ^ load(rec->raw + i, 8)) * 0x9e3779b97f4a7c15u;
+    for (size_t i = rec->raw_length & ~(size_t)7; i < rec->raw_length; i++)
+        hash = (hash ^ rec->raw[i]) * 0x9e3779b97f4a7c15u;
+    const struct twin *t = &r->twin;
+    bool other = t->what && t->source == v->source;
+    uint64_t pause = other ? rec->time - t->time : UINT64_MAX;
+    bool same = other && t->id != id && t->tid == rec->tid && t->hash == hash;
+    bool after_early = same && t->what == EARLY;
+    bool after_kept = same && t->what == KEPT && pause < RS_OVERLAP && pause < t->pause / 2;
+    struct twin now = {PASSED, v->source, rec->tid, id, hash, rec->time, pause};
+    bool counts;
+    if (rec->time < v->from) { /* the older's counts */
+        counts = false;
+        now.what = after_kept ? PASSED : EARLY;
+    } else if (rec->time >= v->until) { /* the newer's counts, if it is in time */
+        counts = after_early;
+    } else {
+        counts = !after_kept;
+        if (v->until == UINT64_MAX)
+            now.what = NO_TWIN; /* the next one needs no look at this */
+        else if (counts && !after_early)
+            now.what = KEPT;
+    }
+    r->twin = now;
+    return counts;
+}
+
 /* One sample: 0 to go on, or why to stop. */
 static int sample(rs_engine *e, struct ring *r, rs_stop *stop)
 {
@@ -818,7 +867,7 @@ static int sample(rs_engine *e, struct ring *r, rs_stop *stop)
         e->cached_id = id;
     }
     const struct event *event = e->cached_event;
-    if (!event || rec.time < event->from || rec.time >= event->until) {
+    if (!event) {
         e->counters.stale++;
         return RS_DONE;
     }
@@ -826,6 +875,11 @@ static int sample(rs_engine *e, struct ring *r, rs_stop *stop)
     rec.raw_length = size >= 40 ? load(p + 32, 4) : SIZE_MAX;
     if (rec.raw_length > size - 36) {
         e->counters.corrupt += size;
+        return RS_DONE;
+    }
+    bool settled = rec.time >= event->from && event->until == UINT64_MAX;
+    if ((!settled || (r->twin.what && r->twin.source == event->source)) && !replaced(r, id, event, &rec)) {
+        e->counters.stale++;
         return RS_DONE;
     }
     const uint8_t *more = p + 36 + rec.raw_length;
@@ -935,9 +989,12 @@ int rs_drain(rs_engine *e, uint64_t budget, rs_stop *stop)
         do {
             uint32_t type = (uint32_t)load(first->record, 4);
             if (type == PERF_RECORD_SAMPLE) {
+                struct twin twin = first->twin;
                 int why = sample(e, first, stop);
-                if (why == RS_UNKNOWN)
-                    return why; /* the record stays, to be taken again */
+                if (why == RS_UNKNOWN) { /* the record stays, to be taken again */
+                    first->twin = twin;
+                    return why;
+                }
                 e->counters.records++;
                 if (why == RS_RECORD) {
                     e->stepping = (int)(first - e->rings); /* its bytes must stay until Python has read them */

@@ -68,6 +68,9 @@ enum { /* flags of a process */
     RS_FOREIGN = 1 /* runs with another system call table than the kernel's own (32-bit) */
 };
 
+/* ns before and after the moment from which one perf event counts in place of another, while both are enabled */
+enum { RS_OVERLAP = 20000 };
+
 enum { /* flags of a container */
     RS_HOLD = 1 /* its processes' events wait for rs_release() */
 };

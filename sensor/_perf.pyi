@@ -57,6 +57,7 @@ class _Lib:
     RS_NATIVE: int
     RS_FOREIGN: int
     RS_HOLD: int
+    RS_OVERLAP: int
     RS_DONE: int
     RS_RECORD: int
     RS_FULL: int

@@ -363,6 +363,7 @@ class _Opened:
     """One kernel event with one filter, on every CPU: (cpu, descriptor, id)."""
 
     filter: str | None
+    since: int = 0  # from when on its records count
     events: list[tuple[int, int, int]] = field(default_factory=list)
 
 
@@ -370,7 +371,8 @@ class KernelEvent:
     """A tracepoint or probe, opened on every CPU with one filter at a time.
 
     A perf event's filter can be set only once, so another filter means other perf events: they are
-    opened before the old ones are closed, and the moment between tells which records count.
+    opened before the old ones are closed, and a moment between tells which records count. Both are enabled
+    for a while before and after it, so that no record is cut off by their coming and going.
     """
 
     def __init__(
@@ -400,6 +402,7 @@ class KernelEvent:
         )
         self._opened: _Opened | None = None
         self._gone = self._told = 0  # samples lost by perf events that are closed; told of so far
+        self.retired: list[int] = []  # descriptors of its perf events that are disabled, not closed yet
         self.outputs: Callable[[], list[int]] | None = None  # who misses what is lost; None: everybody
 
     @property
@@ -435,13 +438,15 @@ class KernelEvent:
             self._close(fresh)
             self.rings.release(self.lane)
             raise
-        now = clock()
+        stale, self._opened = self._opened, fresh
+        now = fresh.since = clock() + (lib.RS_OVERLAP if stale is not None else 0)
         for _, _, number in fresh.events:
             lib.rs_event_set(self.rings.engine.handle, number, self.source, now, 0)
-        stale, self._opened = self._opened, fresh
         if stale is not None:
             for _, _, number in stale.events:
-                lib.rs_event_set(self.rings.engine.handle, number, self.source, 0, now)
+                lib.rs_event_set(self.rings.engine.handle, number, self.source, stale.since, now)
+            while clock() < now + lib.RS_OVERLAP:
+                pass
             self.rings.retire(self, stale.events)
             self.rings.release(self.lane)
         else:
@@ -474,7 +479,8 @@ class KernelEvent:
     def lost(self) -> int | None:
         """Samples that found a ring full since the last time, as the kernel counts them; None before 6.0."""
         now = self._gone
-        for _, fd, _ in self._opened.events if self._opened else ():
+        opened = self._opened.events if self._opened else ()
+        for fd in (*self.retired, *(fd for _, fd, _ in opened)):
             count = lib.rs_perf_lost(fd)
             if count < 0:
                 return None
@@ -484,6 +490,7 @@ class KernelEvent:
 
     def closing(self, fd: int) -> None:
         """One of its perf events is about to be closed: keep its count."""
+        self.retired.remove(fd)
         self._gone += max(0, lib.rs_perf_lost(fd))
 
     def _open_on(self, cpu: int, filter_text: str | None) -> tuple[int, int, int]:
@@ -613,6 +620,7 @@ class Rings:
             lib.rs_perf_enable(fd, 0)
         now = clock()
         self._retired.extend((now, of, fd, number) for _, fd, number in events)
+        of.retired.extend(fd for _, fd, _ in events)
 
     def watch_closing(self, work: Callable[[], None]) -> None:
         """Do it when all perf events are closed, at the very end."""

@@ -447,6 +447,59 @@ def test_any_bytes_in_a_ring(pieces: list[bytes], start: int, extra: int) -> Non
 # --- perf events that come, go and are replaced
 
 
+@pytest.mark.parametrize("newer_first", [True, False])
+@pytest.mark.parametrize("alike", [True, False])
+@pytest.mark.parametrize("seed", range(40))
+def test_nothing_is_lost_or_told_twice_while_one_perf_event_replaces_another(
+    newer_first: bool, alike: bool, seed: int
+) -> None:
+    """Each call makes a record of either, a little apart, in one order or the other; or all are `alike`."""
+    rolls = random.Random(seed)
+    with calls(pages=16) as rig:
+        at = now() - 10**7
+        times = []
+        for _ in range(100):
+            at += rolls.randint(300, 2000)
+            times.append((at, at + rolls.randint(40, 140 if alike else 250)))
+            at = times[-1][1]
+        moment = rolls.randint(times[48][0], times[52][1])
+        rig.event(SYS, rig.enter, until=moment)
+        rig.event(SYS + 1, rig.enter, since=moment)
+        order = (SYS + 1, SYS) if newer_first else (SYS, SYS + 1)
+        for index, (first, second) in enumerate(times):
+            both = moment - lib.RS_OVERLAP < first < moment + lib.RS_OVERLAP
+            one = SYS if first < moment else SYS + 1
+            for when, id in ((first, order[0]), (second, order[1])) if both else ((first, one),):
+                rig.ring.write(call(0 if alike else index, when, id=id))
+        rig.drain()
+        assert rig.numbers() == [0 if alike else index for index in range(len(times))]
+
+
+def test_a_slow_caller_of_the_same_again_and_again_while_one_perf_event_replaces_another(rig: Calls) -> None:
+    """Equal records of both that are not of one call: the older came before there was a newer."""
+    moment = now() - 10**7
+    rig.event(SYS, rig.enter, until=moment)
+    rig.event(SYS + 1, rig.enter, since=moment)
+    ids = ((-(10**6), SYS), (10**6, SYS + 1), (2 * 10**6, SYS + 1))
+    rig.ring.write(*(call(1, moment + when, id=id) for when, id in ids))
+    rig.drain()
+    assert len(rig.numbers()) == 3
+
+
+def test_the_record_that_counts_in_place_of_another_may_be_of_a_process_to_learn(rig: Calls) -> None:
+    """It is taken again then."""
+    moment = now() - 10**6
+    rig.event(SYS, rig.enter, until=moment)
+    rig.event(SYS + 1, rig.enter, since=moment)
+    rig.engine.clear_process(1000)
+    rig.ring.write(call(1, moment - 50, id=SYS + 1), call(1, moment + 50, id=SYS))
+    stop = rig.step()
+    assert (stop.why, stop.pid) == ("UNKNOWN", 1000)
+    rig.engine.set_process(1000, process_head(1000))
+    rig.drain()
+    assert rig.numbers() == [1]
+
+
 def test_records_of_unknown_events_are_stale(rig: Calls) -> None:
     when = now()
     rig.ring.write(call(1, when, id=77), call(2, when + 1), call(3, when + 2, id=78))

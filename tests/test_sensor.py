@@ -764,6 +764,24 @@ async def test_losses_with_nothing_behind_them_are_told_soon(kernel: FakeKernel)
         assert loss(await reader.status())[0] == 10
 
 
+async def test_what_a_replaced_perf_event_lost_is_told_once(kernel: FakeKernel) -> None:
+    """Between the change of a filter and the next drain, when the old one is closed, too."""
+    async with (
+        kernel.sensor() as sensor,
+        reading(sensor, syscall_events=[SyscallEventFilter(type=ENTER, id=1)]) as reader,
+    ):
+        for one in kernel.open_perfs(SYS_ENTER):
+            one.lost = 5
+        assert loss(await reader.status())[0] == 10
+        (event,) = (one for one in sensor.rings.open_events if one.name == "sys_enter")
+        event.open("id == 1 || id == 2")
+        assert event.lost() == 0
+        sensor.drain_once()
+        assert event.lost() == 0
+        kernel.open_perfs(SYS_ENTER)[0].lost = 3
+        assert loss(await reader.status())[0] == 3
+
+
 @pytest.mark.parametrize("event", ["task/task_newtask", "sched/sched_process_exec"])
 async def test_after_lost_process_records_the_table_is_read_anew(any_kernel: FakeKernel, event: str) -> None:
     kernel = any_kernel
