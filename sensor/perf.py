@@ -12,7 +12,7 @@ import logging
 import os
 import resource
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
@@ -360,9 +360,10 @@ class _CpuRing:
 
 @dataclass
 class _Opened:
-    """One kernel event with one filter, on every CPU: (cpu, descriptor, id)."""
+    """One kernel event with one filter, on every CPU, in certain cgroups or all: (cpu, descriptor, id)."""
 
     filter: str | None
+    cgroups: tuple[str, ...] = ()
     since: int = 0  # from when on its records count
     events: list[tuple[int, int, int]] = field(default_factory=list)
 
@@ -420,13 +421,27 @@ class KernelEvent:
 
         UnservableError if the kernel refuses, with what was there before still in force.
         """
-        if self._opened is not None and self._opened.filter == filter_text:
+        cgroups = self.rings.scope(self.outputs()) if self.outputs is not None else ()
+        if self._opened is not None and (self._opened.filter, self._opened.cgroups) == (filter_text, cgroups):
             return clock()
-        fresh = _Opened(filter_text)
+        try:
+            return self._open(_Opened(filter_text, cgroups))
+        except (KernelError, SetupError, OSError) as error:
+            if not cgroups:
+                raise
+            log.info("%s: not limited to containers: %s", self.name, error)
+        return self._open(_Opened(filter_text))
+
+    def rescope(self) -> None:
+        """Open it anew where the containers that are wanted may have changed."""
+        if self._opened is not None and self.outputs is not None:
+            self.open(self._opened.filter)
+
+    def _open(self, fresh: _Opened) -> int:
         self.rings.acquire(self.lane)
         try:
             for cpu in self.rings.cpus:
-                fresh.events.append(self._open_on(cpu, filter_text))
+                self._open_on(cpu, fresh)
             for _, _, number in fresh.events:
                 # not before the old one ends
                 _check(
@@ -464,10 +479,10 @@ class KernelEvent:
     def add_cpu(self, cpu: int) -> None:
         """Open it on a CPU that came up."""
         if self._opened is not None and all(cpu != there for there, _, _ in self._opened.events):
-            one = self._open_on(cpu, self._opened.filter)
-            self._opened.events.append(one)
-            lib.rs_event_set(self.rings.engine.handle, one[2], self.source, 0, 0)
-            _check(lib.rs_perf_enable(one[1], 1), f"enable {self.name}")
+            self._open_on(cpu, self._opened)
+            for _, fd, number in [one for one in self._opened.events if one[0] == cpu]:
+                lib.rs_event_set(self.rings.engine.handle, number, self.source, 0, 0)
+                _check(lib.rs_perf_enable(fd, 1), f"enable {self.name}")
 
     def drop_cpu(self, cpu: int) -> None:
         """Close it on a CPU that went down."""
@@ -493,12 +508,23 @@ class KernelEvent:
         self.retired.remove(fd)
         self._gone += max(0, lib.rs_perf_lost(fd))
 
-    def _open_on(self, cpu: int, filter_text: str | None) -> tuple[int, int, int]:
+    def _open_on(self, cpu: int, opened: _Opened) -> None:
+        """Open it on a CPU, disabled: once, or once for each cgroup."""
+        if not opened.cgroups:
+            opened.events.append(self._open_one(cpu, opened.filter, -1))
+        for path in opened.cgroups:
+            folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                opened.events.append(self._open_one(cpu, opened.filter, folder))
+            finally:
+                os.close(folder)
+
+    def _open_one(self, cpu: int, filter_text: str | None, cgroup: int) -> tuple[int, int, int]:
         self._perf.watermark = self.rings.watermark(self.lane)
-        fd = lib.rs_perf_open(self._perf, cpu, -1)
+        fd = lib.rs_perf_open(self._perf, cpu, cgroup)
         if fd == -errno.EINVAL and self._perf.cgroup:  # without CONFIG_CGROUP_PERF
             self._perf.cgroup = 0
-            fd = lib.rs_perf_open(self._perf, cpu, -1)
+            fd = lib.rs_perf_open(self._perf, cpu, cgroup)
         if fd < 0:
             raise _refused(self.name, -fd)
         try:
@@ -577,6 +603,7 @@ class Rings:
         self._released = dict.fromkeys(Lane, 0)
         self._at_close: list[Callable[[], None]] = []
         self.open_events: list[KernelEvent] = []
+        self.scope: Callable[[Iterable[int]], tuple[str, ...]] = lambda _outputs: ()  # see scope.py
         self.on_open: Callable[[int], object] = int
         self.on_close: Callable[[int], object] = int
         raise_file_limit(64 * len(self.cpus))

@@ -13,6 +13,7 @@ import asyncio
 import logging
 import os
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,8 @@ from ..errors import KernelError, RequestError, UnservableError
 from ..perf import clock
 from ..process import Process
 from ..runtimes import DiskSource, Runtimes
+from ..scope import Scope
+from ..subscription import Loss
 from . import Mechanism
 from .process import RESULT, Layout, text_at
 
@@ -106,6 +109,13 @@ class ContainerFamily:
         self._opened = False
         self._unified = self._find_unified()
         self._only_unified = self._unified == str(Path(sensor.config.host_root, _UNIFIED[0]))
+        self._scope = Scope(
+            sensor.rings,
+            sensor.processes.procfs,
+            self._unified if sensor.config.scope == "auto" else None,
+            self._disk.owner,
+        )
+        self._unlimited: set[int] = set()  # outputs that may be limited when their containers run
         self._sources: list[Path] = []
         self._attach: Layout | None = None
 
@@ -199,6 +209,7 @@ class ContainerFamily:
 
     def _resync(self) -> None:
         """Records were lost, of moves between cgroups too."""
+        self._widen(self._filters)
         for member in self._members.values():
             member.processes = 0
         for process in self._living():
@@ -228,6 +239,11 @@ class ContainerFamily:
                 if not self.table.settled(container_id):
                     self._hold(member)
         self._processes.moved(process, number)
+        if container_id is not None and self._scope.is_outside(process.pid, container_id):
+            since, outputs = self._sensor.engine.stop.time, self._scope.limited_to(container_id)
+            self._widen(outputs)
+            loss = Loss(f"container {container_id[:12]} has a cgroup of its own more", 1, since, clock())
+            self._sensor.report(outputs, loss)
 
     def _member(self, container_id: str) -> _Member:
         member = self._members.get(container_id)
@@ -267,6 +283,8 @@ class ContainerFamily:
         bits[at] = before | 1 << bit if matcher.matches(container) else before & ~(1 << bit)
         if bits[at] != before:
             self._sensor.engine.set_containers(output.number, bytes(bits))
+            if bits[at] > before and not self._scope.has(output.number, member.id):
+                self._widen([output.number])
 
     def _hold(self, member: _Member) -> None:
         if self._sensor.config.hold:
@@ -291,6 +309,7 @@ class ContainerFamily:
         if member is not None:
             member.processes -= 1
             if member.processes == 0:
+                self._widen(self._scope.limited_to(member.id))  # what runs in it next has another cgroup
                 self.table.emptied(member.id, time.time_ns())
 
     def _on_attach(self) -> int:
@@ -314,7 +333,9 @@ class ContainerFamily:
     def _on_rmdir(self) -> int:
         stop = self._sensor.engine.stop
         raw = ffi.buffer(stop.raw, stop.raw_length)
-        owner = self._disk.owner(_path_at(raw, self._path.read(raw)[0]))
+        path = _path_at(raw, self._path.read(raw)[0])
+        self._widen(self._scope.limited_to_cgroup(path))
+        owner = self._disk.owner(path)
         member = self._members.get(owner.id) if owner else None
         if owner and (member is None or member.processes <= 0):
             self.table.removed(owner.id, time.time_ns())
@@ -462,10 +483,36 @@ class ContainerFamily:
         for member in self._members.values():
             container = self.table.get(member.id) or Container(member.id)
             self._set_bit(output, matcher, bits, member, container)
+        self._unlimited.add(output.number)
+        self.limit()
 
     def unfilter(self, output: Output) -> None:
         """The output is gone."""
         self._filters.pop(output.number, None)
+        self._unlimited.discard(output.number)
+        self._scope.forget(output.number)
+
+    def limit(self) -> None:
+        """Let the kernel make only those events that outputs want, where all their containers run by now."""
+        for number in list(self._unlimited):
+            wanted = self._filters[number][1].definite()
+            if wanted is None:
+                continue
+            members = [self._members.get(one) for one in wanted]
+            running = {member.number: member for member in members if member and member.processes > 0}
+            if len(running) < len(members):
+                continue
+            pids: dict[str, list[int]] = {member.id: [] for member in running.values()}
+            for process in self._living():
+                if process.container in running:
+                    pids[running[process.container].id].append(process.pid)
+            self._unlimited.discard(number)
+            self._scope.limit(number, pids)
+
+    def _widen(self, outputs: Iterable[int]) -> None:
+        wider = [output for output in outputs if self._scope.is_limited(output)]
+        self._unlimited.update(wider)
+        self._scope.widen(wider)
 
 
 def _path_at(raw: Any, word: int) -> str:
