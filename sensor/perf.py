@@ -412,6 +412,11 @@ class KernelEvent:
         return self._opened.filter if self._opened else None
 
     @property
+    def cgroups(self) -> tuple[str, ...]:
+        """The cgroups that it is limited to; none: the whole system."""
+        return self._opened.cgroups if self._opened else ()
+
+    @property
     def is_open(self) -> bool:
         """True while it produces records."""
         return self._opened is not None
