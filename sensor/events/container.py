@@ -77,13 +77,14 @@ class ContainerWant:
 class _Member:
     """A container as the lanes know it: by number."""
 
-    __slots__ = ("held", "id", "new", "number", "processes")
+    __slots__ = ("held", "id", "new", "number", "processes", "wide")
 
     def __init__(self, id: str, number: int) -> None:
         self.id = id
         self.number = number
         self.processes = 0  # alive in it
         self.new = True  # no process was seen in it
+        self.wide = 0  # since when its events are made wherever they happen, if they ever were not
         self.held: asyncio.TimerHandle | None = None
 
 
@@ -238,12 +239,22 @@ class ContainerFamily:
                     self._disk.look_up(container_id)  # an engine may say it later
                 if not self.table.settled(container_id):
                     self._hold(member)
+        if number:
+            self._check_scope(process, self._numbers[number])
         self._processes.moved(process, number)
-        if container_id is not None and self._scope.is_outside(process.pid, container_id):
-            since, outputs = self._sensor.engine.stop.time, self._scope.limited_to(container_id)
+
+    def _check_scope(self, process: Process, member: _Member) -> None:
+        """A process came into a container: are its events made?"""
+        since, outputs = self._sensor.engine.stop.time, self._scope.limited_to(member.id)
+        if outputs and self._scope.is_outside(process.pid, member.id):
             self._widen(outputs)
-            loss = Loss(f"container {container_id[:12]} has a cgroup of its own more", 1, since, clock())
+            loss = Loss(f"container {member.id[:12]} has another cgroup", 1, since, clock())
             self._sensor.report(outputs, loss)
+        elif not member.processes and since < member.wide:
+            container = self.table.get(member.id) or Container(member.id)
+            concerned = [number for number, (_, one, _) in self._filters.items() if one.matches(container)]
+            loss = Loss(f"container {member.id[:12]} began again too soon", 1, since, member.wide)
+            self._sensor.report(concerned, loss)
 
     def _member(self, container_id: str) -> _Member:
         member = self._members.get(container_id)
@@ -309,7 +320,9 @@ class ContainerFamily:
         if member is not None:
             member.processes -= 1
             if member.processes == 0:
-                self._widen(self._scope.limited_to(member.id))  # what runs in it next has another cgroup
+                if limited := self._scope.limited_to(member.id):  # what runs in it next has another cgroup
+                    self._widen(limited)
+                    member.wide = clock()
                 self.table.emptied(member.id, time.time_ns())
 
     def _on_attach(self) -> int:
