@@ -431,7 +431,7 @@ class KernelEvent:
             return clock()
         try:
             return self._open(_Opened(filter_text, cgroups))
-        except (KernelError, SetupError, OSError) as error:
+        except (KernelError, SetupError) as error:
             if not cgroups:
                 raise
             log.info("%s: not limited to containers: %s", self.name, error)
@@ -484,7 +484,14 @@ class KernelEvent:
     def add_cpu(self, cpu: int) -> None:
         """Open it on a CPU that came up."""
         if self._opened is not None and all(cpu != there for there, _, _ in self._opened.events):
-            self._open_on(cpu, self._opened)
+            try:
+                self._open_on(cpu, self._opened)
+            except KernelError as error:
+                if not self._opened.cgroups:
+                    raise
+                log.info(
+                    "%s: a container has ended: %s", self.name, error
+                )  # then it is opened anew, everywhere
             for _, fd, number in [one for one in self._opened.events if one[0] == cpu]:
                 lib.rs_event_set(self.rings.engine.handle, number, self.source, 0, 0)
                 _check(lib.rs_perf_enable(fd, 1), f"enable {self.name}")
@@ -518,7 +525,10 @@ class KernelEvent:
         if not opened.cgroups:
             opened.events.append(self._open_one(cpu, opened.filter, -1))
         for path in opened.cgroups:
-            folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except OSError as error:
+                raise KernelError(f"opening {path}", error.errno or 0) from error
             try:
                 opened.events.append(self._open_one(cpu, opened.filter, folder))
             finally:

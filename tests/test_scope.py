@@ -32,8 +32,9 @@ class Machine:
     def __init__(self, folder: Path, cpus: int = 2) -> None:
         self.proc, self.mount = folder / "proc", folder / "cgroup"
         self.event = Event()
-        self.rings: Any = SimpleNamespace(cpus=list(range(cpus)), open_events=[self.event])
-        self.scope = Scope(self.rings, Procfs(str(self.proc)), str(self.mount), owner_of_cgroup)
+        rings: Any = SimpleNamespace(cpus=list(range(cpus)), open_events=[self.event])
+        self.rings = rings
+        self.scope = Scope(rings, Procfs(str(self.proc)), str(self.mount), owner_of_cgroup)
 
     def process(self, pid: int, path: str, v1: str = "", *, listed: bool = True) -> None:
         """A process in this cgroup of the unified hierarchy, with these lines for others."""
@@ -185,5 +186,6 @@ def test_filters_that_no_other_container_can_come_to_fit() -> None:
     unbound = ContainerMatcher([B[:12]])
     unbound.bind(table)
     assert unbound.definite() is None
-    for more in ({"names": ["x"]}, {"image_ids": [A]}, {"image_names": ["*"]}):
-        assert ContainerMatcher([A], **more).definite() is None
+    assert ContainerMatcher([A], names=["x"]).definite() is None
+    assert ContainerMatcher([A], image_ids=[A]).definite() is None
+    assert ContainerMatcher([A], image_names=["*"]).definite() is None

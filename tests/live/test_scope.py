@@ -288,7 +288,7 @@ async def test_names_may_come_to_fit_others(numbered: str, wanted: dict[str, lis
             event_filter=EventFilter(
                 syscall_events=[SyscallEventFilter(type=SyscallEventType.ENTER, id=CALL)]
             ),
-            container_filter=ContainerFilter(ids=[cgroup.name], **wanted),  # type: ignore[arg-type]
+            container_filter=ContainerFilter(ids=[cgroup.name], **wanted),
         )
         async with big_rings() as sensor, sensor.subscribe(request):
             assert not is_limited(sensor)
