@@ -16,14 +16,19 @@ widens at once to the whole system; when all is as it should be again, the event
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from .errors import RingsideError
 
 if TYPE_CHECKING:
     from .cgroup import CgroupOwner
     from .perf import Rings
     from .procfs import Procfs
+
+log = logging.getLogger(__name__)
 
 MOST_CONTAINERS: Final = 8
 MOST_EVENTS: Final = 256  # perf events for one kernel event: cgroups times CPUs
@@ -103,7 +108,10 @@ class Scope:
 
     def _apply(self) -> None:
         for event in list(self._rings.open_events):
-            event.rescope()
+            try:
+                event.rescope()
+            except RingsideError as error:
+                log.error("%s: still made where it was before: %s", event.name, error)
 
     def _cgroup_of(self, container_id: str, pids: Sequence[int]) -> str | None:
         """The path of the one cgroup that a container's processes are all in; None if that can't be said."""

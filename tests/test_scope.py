@@ -10,6 +10,7 @@ import pytest
 from ringside.sensor.cgroup import owner_of_cgroup
 from ringside.sensor.container import ContainerTable
 from ringside.sensor.container_filter import ContainerMatcher
+from ringside.sensor.errors import SetupError
 from ringside.sensor.procfs import Procfs
 from ringside.sensor.scope import MOST_CONTAINERS, MOST_EVENTS, Scope
 
@@ -155,6 +156,23 @@ def test_widening(machine: Machine) -> None:
     assert machine.scope.has(1, A)
     assert not machine.scope.has(1, B)
     assert machine.scope.has(2, B)
+
+
+def test_an_event_that_cannot_be_opened_anew_keeps_none_of_the_others(
+    machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Refused(Event):
+        name = "refused"
+
+        def rescope(self) -> None:
+            raise SetupError("too few file descriptors", "more")
+
+    machine.rings.open_events.insert(0, Refused())
+    machine.process(10, f"/docker/{A}")
+    assert machine.scope.limit(1, {A: [10]})
+    machine.scope.widen([1])
+    assert machine.event.times == 2
+    assert "refused" in caplog.text
 
 
 def test_a_process_that_came_by_another_cgroup(machine: Machine) -> None:

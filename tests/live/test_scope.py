@@ -110,6 +110,15 @@ class Calls:
             self.trouble += [status.message for status in response.statuses if status.code]
             await asyncio.sleep(0)  # the rings are read in this thread
 
+    async def more_of(self, load: Load) -> None:
+        """Wait for more of the process's calls than were decoded so far."""
+        before = len(self.numbers.get(load.process.pid, []))
+        async with asyncio.timeout(PATIENCE):
+            while len(self.numbers.get(load.process.pid, [])) == before:
+                await self.news.wait()
+                self.news.clear()
+                await self._decode()
+
     async def all_of(self, load: Load, count: int) -> None:
         """Wait until the process's end was told; then all its calls were, each once."""
         async with asyncio.timeout(PATIENCE):
@@ -262,17 +271,20 @@ async def test_a_process_that_wanders(numbered: str) -> None:
         async with big_rings() as sensor, calls_in(sensor, cgroup) as calls:
             assert is_limited(sensor)
             stays.begin()
-            wanders.begin()
             below = cgroup / "below"
             below.mkdir()
-            await pause()
+            async with calls_in(sensor) as everything:
+                wanders.begin()
+                await everything.more_of(wanders)
+            assert is_limited(sensor)
             for place in (cgroup, below, cgroup, below):
                 wanders.move(place)
                 stays.move(place)
-                await pause()
+                await calls.more_of(wanders)
             assert is_limited(sensor)
             wanders.move(elsewhere)
-            await pause()
+            async with calls_in(sensor) as everything:
+                await everything.more_of(wanders)
             count = await wanders.end()
             await calls.all_of(stays, await stays.end())
             got = calls.numbers[wanders.process.pid]
