@@ -48,6 +48,7 @@ enum {
     HOLD_ROOM = 4 << 20,
     MAX_ARGUMENTS = 1 << 20,
     IN_FLIGHT = 20000,        /* ns: a record stamped this long ago is surely in its ring by now */
+    TWIN_LATEST = 50000000,   /* ns: a call interrupted between its two records goes on by then */
     NO_ENTRY = -1,
     ID_ROOM = 64,
     SENSOR_ROOM = 64,
@@ -70,13 +71,14 @@ struct container { /* what all its processes' events say of it, before and behin
     uint8_t bytes[];
 };
 
-struct event { /* a perf event's id: which source it feeds, from when until when; see replaced() */
+struct event { /* a perf event's id: which source it feeds, and from when until when it does so alone */
     uint32_t source;
     uint64_t from, until;
 };
 
-struct twin { /* what a ring's last record was, while its source's perf event is being replaced */
-    enum { NO_TWIN, PASSED, EARLY, KEPT } what;
+struct twin { /* a ring's last record of a source whose perf event is being replaced; see is_twin() */
+    enum { NO_TWIN, FIRST, SECOND } what;
+    bool new; /* not what the record before it was */
     uint32_t source;
     int32_t tid;
     uint64_t id, hash, time, pause; /* since the record before it */
@@ -813,16 +815,13 @@ uint64_t rs_release(rs_engine *e, uint32_t container)
 }
 
 /*
- * Whether a record counts while the perf event it came from takes another's place or loses its own.
- *
- * Both are enabled for RS_OVERLAP before and after the moment that parts them, and write a record each of whatever
- * passes both filters, with times of their own, mostly a tenth of a microsecond apart. Between these the moment
- * may fall: then the newer's record is too early and the older's too late, or (the kernel asks the newer first, but
- * where it limits events to cgroups that may turn) both are in time. So the second looks at what became of the
- * first, which is the record before it in this ring that is of the same source, thread and content. Of callers who
- * do the same again and again all are; but between two calls lies more time than between one's two records.
+ * Whether a call has been told of already, by another perf event. One that takes another's place is enabled before that
+ * is disabled, and meanwhile each writes a record of whatever passes both filters, one right behind the other: the
+ * first counts. Their times differ, mostly by a tenth of a microsecond, and either may be first; so no moment parts
+ * them. They are of the same source, thread and content. Of callers who do the same again and again all records are;
+ * but between two calls lies more time than between one's two records.
  */
-static bool replaced(struct ring *r, uint64_t id, const struct event *v, const struct record *rec)
+static bool is_twin(struct ring *r, uint64_t id, const struct event *v, const struct record *rec)
 {
     uint64_t hash = rec->raw_length;
     for (size_t i = 0; i + 8 <= rec->raw_length; i += 8)
@@ -830,27 +829,14 @@ static bool replaced(struct ring *r, uint64_t id, const struct event *v, const s
     for (size_t i = rec->raw_length & ~(size_t)7; i < rec->raw_length; i++)
         hash = (hash ^ rec->raw[i]) * 0x9e3779b97f4a7c15u;
     const struct twin *t = &r->twin;
-    bool other = t->what && t->source == v->source;
-    uint64_t pause = other ? rec->time - t->time : UINT64_MAX;
-    bool same = other && t->id != id && t->tid == rec->tid && t->hash == hash;
-    bool after_early = same && t->what == EARLY;
-    bool after_kept = same && t->what == KEPT && pause < RS_OVERLAP && pause < t->pause / 2;
-    struct twin now = {PASSED, v->source, rec->tid, id, hash, rec->time, pause};
-    bool counts;
-    if (rec->time < v->from) { /* the older's counts */
-        counts = false;
-        now.what = after_kept ? PASSED : EARLY;
-    } else if (rec->time >= v->until) { /* the newer's counts, if it is in time */
-        counts = after_early;
-    } else {
-        counts = !after_kept;
-        if (v->until == UINT64_MAX)
-            now.what = NO_TWIN; /* the next one needs no look at this */
-        else if (counts && !after_early)
-            now.what = KEPT;
-    }
-    r->twin = now;
-    return counts;
+    bool known = t->what && t->source == v->source, alike = known && t->tid == rec->tid && t->hash == hash;
+    uint64_t pause = known ? rec->time - t->time : UINT64_MAX;
+    bool twin = alike && t->id != id && t->what == FIRST &&
+                (t->new ? pause < TWIN_LATEST : pause < RS_OVERLAP && pause < t->pause / 2);
+    bool alone = rec->time >= v->from && v->until == UINT64_MAX;
+    r->twin = (struct twin){twin ? SECOND : alone ? NO_TWIN : FIRST, known && !alike, v->source, rec->tid,
+                            id, hash, rec->time, pause};
+    return twin;
 }
 
 /* One sample: 0 to go on, or why to stop. */
@@ -877,8 +863,8 @@ static int sample(rs_engine *e, struct ring *r, rs_stop *stop)
         e->counters.corrupt += size;
         return RS_DONE;
     }
-    bool settled = rec.time >= event->from && event->until == UINT64_MAX;
-    if ((!settled || (r->twin.what && r->twin.source == event->source)) && !replaced(r, id, event, &rec)) {
+    bool alone = rec.time >= event->from && event->until == UINT64_MAX;
+    if ((!alone || (r->twin.what && r->twin.source == event->source)) && is_twin(r, id, event, &rec)) {
         e->counters.stale++;
         return RS_DONE;
     }

@@ -68,7 +68,7 @@ enum { /* flags of a process */
     RS_FOREIGN = 1 /* runs with another system call table than the kernel's own (32-bit) */
 };
 
-/* ns before and after the moment from which one perf event counts in place of another, while both are enabled */
+/* ns that a perf event and the one that replaces it are both enabled, so that calls begun before end meanwhile */
 enum { RS_OVERLAP = 20000 };
 
 enum { /* flags of a container */
@@ -102,7 +102,7 @@ typedef struct {
     uint64_t delivered; /* events handed to outputs, once for each */
     uint64_t unwanted;  /* samples that no output wanted */
     uint64_t self;      /* samples of the sensor's own process, left out */
-    uint64_t stale;     /* samples of a perf event that was being replaced, also seen by the other */
+    uint64_t stale;     /* samples of no known perf event, or of one being replaced whose call the other told */
     uint64_t lost;      /* samples that the kernel could not write */
     uint64_t corrupt;   /* bytes skipped because they were no record */
     uint64_t held;      /* samples that waited for their container's names */

@@ -364,7 +364,7 @@ class _Opened:
 
     filter: str | None
     cgroups: tuple[str, ...] = ()
-    since: int = 0  # from when on its records count
+    since: int = 0  # from when on it was alone
     events: list[tuple[int, int, int]] = field(default_factory=list)
 
 
@@ -372,8 +372,7 @@ class KernelEvent:
     """A tracepoint or probe, opened on every CPU with one filter at a time.
 
     A perf event's filter can be set only once, so another filter means other perf events: they are
-    opened before the old ones are closed, and a moment between tells which records count. Both are enabled
-    for a while before and after it, so that no record is cut off by their coming and going.
+    enabled before the old ones are disabled, and the engine knows a call by the records of both.
     """
 
     def __init__(
@@ -448,7 +447,7 @@ class KernelEvent:
             for cpu in self.rings.cpus:
                 self._open_on(cpu, fresh)
             for _, _, number in fresh.events:
-                # not before the old one ends
+                # not alone before the old one ends
                 _check(
                     lib.rs_event_set(self.rings.engine.handle, number, self.source, (1 << 64) - 1, 0), "event"
                 )
@@ -459,9 +458,7 @@ class KernelEvent:
             self.rings.release(self.lane)
             raise
         stale, self._opened = self._opened, fresh
-        now = fresh.since = clock() + (lib.RS_OVERLAP if stale is not None else 0)
-        for _, _, number in fresh.events:
-            lib.rs_event_set(self.rings.engine.handle, number, self.source, now, 0)
+        now = clock()
         if stale is not None:
             for _, _, number in stale.events:
                 lib.rs_event_set(self.rings.engine.handle, number, self.source, stale.since, now)
@@ -469,8 +466,11 @@ class KernelEvent:
                 pass
             self.rings.retire(self, stale.events)
             self.rings.release(self.lane)
+            fresh.since = clock()
         else:
             self.rings.open_events.append(self)
+        for _, _, number in fresh.events:
+            lib.rs_event_set(self.rings.engine.handle, number, self.source, fresh.since, 0)
         return now
 
     def close(self) -> None:

@@ -462,15 +462,19 @@ def test_nothing_is_lost_or_told_twice_while_one_perf_event_replaces_another(
             at += rolls.randint(300, 2000)
             times.append((at, at + rolls.randint(40, 140 if alike else 250)))
             at = times[-1][1]
-        moment = rolls.randint(times[48][0], times[52][1])
-        rig.event(SYS, rig.enter, until=moment)
-        rig.event(SYS + 1, rig.enter, since=moment)
+        on = rolls.randint(times[30][0], times[32][1])
+        off = rolls.randint(times[68][0], times[70][1])
+        rig.event(SYS, rig.enter, until=on)
+        rig.event(SYS + 1, rig.enter, since=off)
         order = (SYS + 1, SYS) if newer_first else (SYS, SYS + 1)
         for index, (first, second) in enumerate(times):
-            both = moment - lib.RS_OVERLAP < first < moment + lib.RS_OVERLAP
-            one = SYS if first < moment else SYS + 1
-            for when, id in ((first, order[0]), (second, order[1])) if both else ((first, one),):
-                rig.ring.write(call(0 if alike else index, when, id=id))
+            there = {SYS: (0, off), SYS + 1: (on, 1 << 63)}
+            records = [
+                (when, id)
+                for when, id in zip((first, second), order, strict=True)
+                if there[id][0] <= when < there[id][1]
+            ]
+            rig.ring.write(*(call(0 if alike else index, when, id=id) for when, id in records))
         rig.drain()
         assert rig.numbers() == [0 if alike else index for index in range(len(times))]
 
