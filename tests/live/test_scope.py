@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -84,7 +85,8 @@ def loads() -> Iterator[list[Load]]:
 class Calls:
     """The numbers of the calls that a subscriber was told of, by process; decoded when asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, sensor: Sensor) -> None:
+        self._sensor = sensor
         self.numbers: dict[int, list[int]] = {}
         self.ended: set[int] = set()
         self.trouble: list[str] = []
@@ -127,9 +129,16 @@ class Calls:
                 self.news.clear()
                 await self._decode()
         assert self.trouble == []
+        assert not any(event.lost() for event in self._sensor.rings.open_events)
         got = self.numbers.get(load.process.pid, [])
-        assert len(got) == count
+        assert missing(got, count) == []
         assert got == list(range(count))
+
+
+def missing(got: list[int], count: int) -> list[tuple[int, int]]:
+    """The ranges of numbers that are not there, first and last of each."""
+    there = [-1, *sorted(got), count]
+    return [(one + 1, two - 1) for one, two in itertools.pairwise(there) if two > one + 1]
 
 
 @asynccontextmanager
@@ -142,7 +151,7 @@ async def calls_in(sensor: Sensor, *cgroups: Path) -> AsyncIterator[Calls]:
         ),
         container_filter=ContainerFilter(ids=[one.name for one in cgroups]) if cgroups else None,
     )
-    calls = Calls()
+    calls = Calls(sensor)
     async with sensor.subscribe(wanted) as subscriber:
         task = asyncio.create_task(calls.read(subscriber))
         try:
