@@ -30,7 +30,7 @@ from tests.support.stream import PATIENCE, RESPONSE
 
 CALL = number_of("getppid")
 SOURCE = Path(__file__).parents[1] / "support" / "numbered.c"
-TURNS = int(os.environ.get("RINGSIDE_SCOPE_TURNS", "6"))
+TURNS = int(os.environ.get("RINGSIDE_SCOPE_TURNS", "4"))
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +44,9 @@ def numbered(tmp_path_factory: pytest.TempPathFactory) -> str:
 class Load:
     """A process that makes numbered calls once it is told to, until it is told to stop."""
 
-    def __init__(self, program: str, cgroup: Path | None = None) -> None:
+    def __init__(self, program: str, cgroup: Path | None = None, rest: int = 1) -> None:
         self.process = subprocess.Popen(
-            ["sh", "-c", 'read -r _; exec "$0" "$1"', program, str(CALL)],
+            ["sh", "-c", 'read -r _; exec "$0" "$1" "$2"', program, str(CALL), str(rest)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -275,7 +275,7 @@ async def test_a_container_that_is_yet_to_come(numbered: str) -> None:
 async def test_a_process_that_wanders(numbered: str) -> None:
     """Inside the container it may go anywhere; the calls it makes outside are not the container's."""
     with container_cgroup() as cgroup, container_cgroup() as elsewhere, loads() as started:
-        stays, wanders = Load(numbered, cgroup), Load(numbered)
+        stays, wanders = Load(numbered, cgroup, rest=10), Load(numbered, rest=10)
         started += [stays, wanders]
         async with big_rings() as sensor, calls_in(sensor, cgroup) as calls:
             assert is_limited(sensor)
