@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,7 +19,7 @@ def unified() -> Path:
 
 @contextmanager
 def container_cgroup(container_id: str = "") -> Iterator[Path]:
-    """A container's cgroup as Docker's cgroupfs driver names it; what is in it must have ended by the end."""
+    """A container's cgroup as Docker's cgroupfs driver names it; what is left in it at the end is killed."""
     parent = unified() / "docker"
     made = not parent.exists()
     parent.mkdir(exist_ok=True)
@@ -26,7 +28,13 @@ def container_cgroup(container_id: str = "") -> Iterator[Path]:
     try:
         yield cgroup
     finally:
-        for folder, _, _ in os.walk(cgroup, topdown=False):
+        folders = [folder for folder, _, _ in os.walk(cgroup, topdown=False)]
+        for folder in folders:
+            for pid in Path(folder, "cgroup.procs").read_text().split():
+                os.kill(int(pid), signal.SIGKILL)
+        while any(Path(folder, "cgroup.procs").read_text() for folder in folders):
+            time.sleep(0.01)
+        for folder in folders:
             os.rmdir(folder)
         if made:
             with suppress(OSError):  # others' containers are there now
