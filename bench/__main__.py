@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-ALL = ("engine", "syscalls", "processes", "latency", "idle", "files", "client_decode")
+ALL = ("engine", "syscalls", "containers", "processes", "latency", "idle", "files", "client_decode")
 
 if __name__ == "__main__":
     worst = 0

@@ -1,9 +1,13 @@
-"""A gRPC client that only counts: `count.py ADDRESS WHAT...`; answers "count" on its standard input."""
+"""A gRPC client that only counts: `count.py ADDRESS WHAT...`; answers "count" on its standard input.
+
+A word that begins with "container=" or "container_id=" limits it to such containers.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import sys
+from typing import Any
 
 import uvloop
 from ringside.api.v0 import GetEventsResponse
@@ -17,6 +21,9 @@ DATA_LOSS = 15
 async def main(address: str, what: list[str]) -> None:
     """Subscribe, say "live", count."""
     events = lost = 0
+    only = [word for word in what if word.startswith(("container=", "container_id="))]
+    limits: dict[str, Any] = dict(word.split("=", 1) for word in only)
+    wanted = subscription([word for word in what if word not in only], **limits)
 
     async def answer() -> None:
         loop = asyncio.get_running_loop()
@@ -27,7 +34,7 @@ async def main(address: str, what: list[str]) -> None:
 
     task = asyncio.create_task(answer())
     async with connect(address) as sensor:
-        async for message in sensor.responses(subscription(what)):
+        async for message in sensor.responses(wanted):
             found = lib.rs_count_events(ffi.from_buffer(message), len(message))
             if found:
                 events += found

@@ -88,6 +88,7 @@ if __name__ == "__main__":
     for label, ns in (
         ("one subscriber", base),
         ("10,000 processes", measure(1, 10000, rounds, False)),
+        ("10,000 processes of one container", measure(1, 10000, rounds, False, 1)),
         ("10,000 processes of 1,000 containers", measure(1, 10000, rounds, False, 1000)),
         ("ten subscribers that ask for the same", measure(10, 1, rounds, True)),
         ("ten subscribers that ask differently", measure(10, 1, rounds, False)),

@@ -49,6 +49,7 @@ enum {
     HOLD_ROOM = 4 << 20,
     MAX_ARGUMENTS = 1 << 20,
     IN_FLIGHT = 20000,        /* ns: a record stamped this long ago is surely in its ring by now */
+    TWIN_LATEST = 50000000,   /* ns: a call interrupted between its two records goes on by then */
     NO_ENTRY = -1,
     ID_ROOM = 64,
     SENSOR_ROOM = 64,
@@ -71,9 +72,17 @@ struct container { /* what all its processes' events say of it, before and behin
     uint8_t bytes[];
 };
 
-struct event { /* a perf event's id: which source it feeds, from when until when */
-    uint32_t source;
-    uint64_t from, until;
+struct event { /* a perf event's id: which source it feeds, and from when until when it does so alone */
+    uint32_t source, order;
+    uint64_t from, until, generation;
+};
+
+struct twin { /* a ring's last record of a source whose perf event is being replaced; see is_twin() */
+    enum { NO_TWIN, FIRST, SECOND } what;
+    bool new; /* not what the record before it was */
+    uint32_t source, order;
+    int32_t tid;
+    uint64_t id, generation, hash, time, until, pause; /* since the record before it */
 };
 
 struct source {
@@ -119,6 +128,7 @@ struct ring {
     uint64_t record_time, last_time, lost;
     uint64_t skipped; /* bytes that were no record, not told yet */
     uint8_t *wrap;
+    struct twin twin;
 };
 
 struct held { /* a record that waits for its container: this, then `length` bytes, padded to 8 */
@@ -145,6 +155,7 @@ struct rs_engine {
     uint8_t publish[PUBLISH_ROOM + SLACK];   /* the publish time field and the tag of the event */
     size_t id_length, digits, sensor_length, publish_length;
     struct map events, processes;
+    uint64_t generations; /* of perf events */
     struct container **containers;
     size_t n_containers;
     uint64_t cached_id;
@@ -383,7 +394,18 @@ static void not_ready(rs_engine *e, uint32_t output)
 {
     if (!e->outputs[output].ready)
         return;
-    for (size_t at = 0; at < e->hold_length;) { /* its number may be given to another before they are let go */
+    size_t kept = 0;
+    for (size_t i = 0; i < e->n_ready; i++)
+        if (e->ready[i] != output)
+            e->ready[kept++] = e->ready[i];
+    e->n_ready = kept;
+    e->outputs[output].ready = false;
+}
+
+/* Strike an output from what is held: its number may be given to another before that is let go. */
+static void strike_held(rs_engine *e, uint32_t output)
+{
+    for (size_t at = 0; at < e->hold_length;) {
         struct held h;
         memcpy(&h, e->hold + at, sizeof h);
         for (uint32_t i = 0; i < h.n_outputs; i++) {
@@ -393,12 +415,6 @@ static void not_ready(rs_engine *e, uint32_t output)
         }
         at += h.total;
     }
-    size_t kept = 0;
-    for (size_t i = 0; i < e->n_ready; i++)
-        if (e->ready[i] != output)
-            e->ready[kept++] = e->ready[i];
-    e->n_ready = kept;
-    e->outputs[output].ready = false;
 }
 
 void rs_output_clear(rs_engine *e, uint32_t output)
@@ -406,6 +422,7 @@ void rs_output_clear(rs_engine *e, uint32_t output)
     if (output >= e->n_outputs)
         return;
     not_ready(e, output);
+    strike_held(e, output);
     free(e->outputs[output].data);
     free(e->outputs[output].containers);
     e->outputs[output] = (struct output){0};
@@ -685,11 +702,12 @@ int rs_source_view(rs_engine *e, uint32_t source, uint32_t offset, uint32_t leng
     return 0;
 }
 
-int rs_event_set(rs_engine *e, uint64_t id, uint32_t source, uint64_t from, uint64_t until)
+int rs_event_set(rs_engine *e, uint64_t id, uint32_t source, uint32_t order, uint64_t from, uint64_t until)
 {
     if (source >= e->n_sources || !e->sources[source].used)
         return -EINVAL;
     struct event *v = map_get(&e->events, id);
+    uint64_t generation = v ? v->generation : ++e->generations;
     if (!v) {
         v = malloc(sizeof *v);
         if (!v || !map_set(&e->events, id, v)) {
@@ -697,7 +715,7 @@ int rs_event_set(rs_engine *e, uint64_t id, uint32_t source, uint64_t from, uint
             return -ENOMEM;
         }
     }
-    *v = (struct event){source, from, until ? until : UINT64_MAX};
+    *v = (struct event){source, order, from, until ? until : UINT64_MAX, generation};
     return 0;
 }
 
@@ -811,6 +829,45 @@ static void caller(struct fetched *f, const uint8_t *more, size_t left)
     f->cgroup = left >= 8 ? load(more, 8) : 0;
 }
 
+/*
+ * Whether a call has been told of already, by another perf event. One that takes another's place is enabled before that
+ * is disabled, and meanwhile each writes a record of whatever passes both filters, one right behind the other, of the
+ * same source, thread and content: the first counts. Their times differ and so no moment parts them. But a caller may do
+ * the same again and again, so that all records are alike; then it matters which of the two events comes first:
+ *
+ * - The latest, of tracepoints and probes (perf_trace_add() puts it at the head of its CPU's list). While the older
+ *   writes records it always did, so one of its records right behind the latest's is of the same call.
+ * - The oldest, of bpf programs (bpf_prog_array_copy() appends). The latest's record behind it is of the same call if
+ *   both ran when either was written; only calls on both sides of the whole change are not.
+ * - Either, of events limited to cgroups, which are scheduled in anew with their tasks. Then between two calls must lie
+ *   more time than between one's two records.
+ */
+static bool is_twin(struct ring *r, uint64_t id, const struct event *v, const struct record *rec)
+{
+    /* behind what a program emits is padding, of whatever was there */
+    size_t padding = v->order == RS_LATEST_LAST ? 8 : 0;
+    size_t length = rec->raw_length > padding ? rec->raw_length - padding : 0;
+    uint64_t hash = rec->raw_length;
+    for (size_t i = 0; i + 8 <= length; i += 8)
+        hash = (hash ^ load(rec->raw + i, 8)) * 0x9e3779b97f4a7c15u;
+    for (size_t i = length & ~(size_t)7; i < length; i++)
+        hash = (hash ^ rec->raw[i]) * 0x9e3779b97f4a7c15u;
+    const struct twin *t = &r->twin;
+    bool known = t->what && t->source == v->source, alike = known && t->tid == rec->tid && t->hash == hash;
+    uint64_t pause = known ? rec->time - t->time : UINT64_MAX;
+    bool twin = alike && t->id != id && t->what == FIRST;
+    if (v->order == RS_ANY_ORDER || t->order == RS_ANY_ORDER)
+        twin = twin && (t->new ? pause < TWIN_LATEST : pause < RS_OVERLAP && pause < t->pause / 2);
+    else if (v->order == RS_LATEST_FIRST)
+        twin = twin && t->generation > v->generation;
+    else
+        twin = twin && t->generation < v->generation && (t->time >= t->until || rec->time < t->until + RS_OVERLAP);
+    bool alone = rec->time >= v->from && v->until == UINT64_MAX;
+    r->twin = (struct twin){twin ? SECOND : alone ? NO_TWIN : FIRST, known && !alike, v->source, v->order, rec->tid,
+                            id, v->generation, hash, rec->time, v->until, pause};
+    return twin;
+}
+
 /* One sample: 0 to go on, or why to stop. */
 static int sample(rs_engine *e, struct ring *r, rs_stop *stop)
 {
@@ -825,7 +882,7 @@ static int sample(rs_engine *e, struct ring *r, rs_stop *stop)
         e->cached_id = id;
     }
     const struct event *event = e->cached_event;
-    if (!event || rec.time < event->from || rec.time >= event->until) {
+    if (!event) {
         e->counters.stale++;
         return RS_DONE;
     }
@@ -834,6 +891,16 @@ static int sample(rs_engine *e, struct ring *r, rs_stop *stop)
     if (rec.raw_length > size - 36) {
         e->counters.corrupt += size;
         return RS_DONE;
+    }
+    bool alone = rec.time >= event->from && event->until == UINT64_MAX;
+    bool unsure = !alone || (r->twin.what && r->twin.source == event->source);
+    struct twin before;
+    if (unsure) {
+        before = r->twin;
+        if (is_twin(r, id, event, &rec)) {
+            e->counters.stale++;
+            return RS_DONE;
+        }
     }
     const uint8_t *more = p + 36 + rec.raw_length;
     size_t left = size - 36 - rec.raw_length;
@@ -866,6 +933,8 @@ static int sample(rs_engine *e, struct ring *r, rs_stop *stop)
     if (rec.pid > 0) {
         process = process_of(e, rec.pid);
         if (!process) {
+            if (unsure)
+                r->twin = before; /* the record will come again */
             *stop = (rs_stop){.index = (int32_t)(r - e->rings), .cpu = r->cpu, .pid = rec.pid, .tid = rec.tid,
                               .time = rec.time};
             return RS_UNKNOWN;

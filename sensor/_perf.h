@@ -69,6 +69,12 @@ enum { /* flags of a process */
     RS_FOREIGN = 1 /* runs with another system call table than the kernel's own (32-bit) */
 };
 
+/* Which of a source's perf events writes its record of a call first, while one takes another's place. */
+enum { RS_LATEST_FIRST, RS_LATEST_LAST, RS_ANY_ORDER };
+
+/* ns that a perf event and the one that replaces it are both enabled, so that calls begun before end meanwhile */
+enum { RS_OVERLAP = 20000 };
+
 enum { /* flags of a container */
     RS_HOLD = 1 /* its processes' events wait for rs_release() */
 };
@@ -100,7 +106,7 @@ typedef struct {
     uint64_t delivered; /* events handed to outputs, once for each */
     uint64_t unwanted;  /* samples that no output wanted */
     uint64_t self;      /* samples of the sensor's own process, left out */
-    uint64_t stale;     /* samples of a perf event that was being replaced, also seen by the other */
+    uint64_t stale;     /* samples of no known perf event, or of one being replaced whose call the other told */
     uint64_t lost;      /* samples that the kernel could not write */
     uint64_t corrupt;   /* bytes skipped because they were no record */
     uint64_t held;      /* samples that waited for their container's names */
@@ -188,7 +194,7 @@ int rs_source_set(rs_engine *e, uint32_t source, uint32_t flags, const rs_op *op
 int rs_source_route(rs_engine *e, uint32_t source, const rs_entry *entries, uint32_t n_entries,
                     const rs_test *tests, uint32_t n_tests, const uint8_t *pool, size_t pool_length);
 int rs_source_view(rs_engine *e, uint32_t source, uint32_t offset, uint32_t length, uint32_t count_offset);
-int rs_event_set(rs_engine *e, uint64_t id, uint32_t source, uint64_t from, uint64_t until);
+int rs_event_set(rs_engine *e, uint64_t id, uint32_t source, uint32_t order, uint64_t from, uint64_t until);
 void rs_event_clear(rs_engine *e, uint64_t id);
 
 int rs_output_set(rs_engine *e, uint32_t output, size_t flush_at, uint64_t since, uint64_t until, uint64_t limit,

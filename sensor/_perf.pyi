@@ -57,7 +57,11 @@ class _Lib:
     RS_CALLER: int
     RS_NATIVE: int
     RS_FOREIGN: int
+    RS_LATEST_FIRST: int
+    RS_LATEST_LAST: int
+    RS_ANY_ORDER: int
     RS_HOLD: int
+    RS_OVERLAP: int
     RS_DONE: int
     RS_RECORD: int
     RS_FULL: int
@@ -154,7 +158,7 @@ class _Lib:
         count_offset: int,
         /,
     ) -> int: ...
-    def rs_event_set(self, e: CData, id: int, source: int, since: int, until: int, /) -> int: ...
+    def rs_event_set(self, e: CData, id: int, source: int, order: int, since: int, until: int, /) -> int: ...
     def rs_event_clear(self, e: CData, id: int, /) -> None: ...
     def rs_output_set(
         self,

@@ -107,6 +107,13 @@ class ContainerMatcher:
             or self._matches_image_name(container.image_name)
         )
 
+    def definite(self) -> set[str] | None:
+        """The ids of all containers that it means, now and later; None if others may come to be meant."""
+        if self._names or self._image_ids or self._image_names or None in self._prefixes.values():
+            return None
+        whole = {text for text in self._ids if text.lower() not in self._prefixes}
+        return whole.union(filter(None, self._prefixes.values()))
+
     def _add_id(self, text: str, where: str) -> None:
         if not text:
             raise RequestError(where, "is empty; give a container's id or the beginning of one")

@@ -367,9 +367,11 @@ class _CpuRing:
 
 @dataclass
 class _Opened:
-    """One kernel event with one filter, on every CPU: (cpu, descriptor, id)."""
+    """One kernel event with one filter, on every CPU, in certain cgroups or all: (cpu, descriptor, id)."""
 
     filter: str | None
+    cgroups: tuple[str, ...] = ()
+    since: int = 0  # from when on it was alone
     events: list[tuple[int, int, int]] = field(default_factory=list)
     programs: Loaded | None = None
     attached: list[int] = field(default_factory=list)  # descriptors of perf events that hold the programs
@@ -379,8 +381,10 @@ class KernelEvent:
     """A tracepoint or probe, opened on every CPU with one filter at a time.
 
     A perf event's filter can be set only once, so another filter means other perf events: they are
-    opened before the old ones are closed, and the moment between tells which records count.
+    enabled before the old ones are disabled, and the engine knows a call by the records of both.
     """
+
+    _order = lib.RS_LATEST_FIRST
 
     def __init__(
         self,
@@ -409,12 +413,18 @@ class KernelEvent:
         )
         self._opened: _Opened | None = None
         self._gone = self._told = 0  # samples lost by perf events that are closed; told of so far
+        self.retired: list[int] = []  # descriptors of its perf events that are disabled, not closed yet
         self.outputs: Callable[[], list[int]] | None = None  # who misses what is lost; None: everybody
 
     @property
     def filter(self) -> str | None:
         """The kernel's filter now in force; None: every record passes."""
         return self._opened.filter if self._opened else None
+
+    @property
+    def cgroups(self) -> tuple[str, ...]:
+        """The cgroups that it is limited to; none: the whole system."""
+        return self._opened.cgroups if self._opened else ()
 
     @property
     def is_open(self) -> bool:
@@ -426,19 +436,35 @@ class KernelEvent:
 
         UnservableError if the kernel refuses, with what was there before still in force.
         """
-        if self._opened is not None and self._opened.filter == filter_text:
+        cgroups = self._cgroups()
+        if self._opened is not None and (self._opened.filter, self._opened.cgroups) == (filter_text, cgroups):
             return clock()
-        fresh = _Opened(filter_text)
+        try:
+            return self._open(_Opened(filter_text, cgroups))
+        except (KernelError, SetupError) as error:
+            if not cgroups:
+                raise
+            log.info("%s: not limited to containers: %s", self.name, error)
+        return self._open(_Opened(filter_text))
+
+    def _cgroups(self) -> tuple[str, ...]:
+        """The cgroups to limit it to; none: the whole system."""
+        return self.rings.scope(self.outputs()) if self.outputs is not None else ()
+
+    def rescope(self) -> None:
+        """Open it anew where the containers that are wanted may have changed."""
+        if self._opened is not None and self.outputs is not None:
+            self.open(self._opened.filter)
+
+    def _open(self, fresh: _Opened) -> int:
         self.rings.acquire(self.lane)
         try:
             self._prepare(fresh)
             for cpu in self.rings.cpus:
-                fresh.events.append(self._open_on(cpu, filter_text))
+                self._open_on(cpu, fresh)
             for _, _, number in fresh.events:
-                # not before the old one ends
-                _check(
-                    lib.rs_event_set(self.rings.engine.handle, number, self.source, (1 << 64) - 1, 0), "event"
-                )
+                # not alone before the old one ends
+                self._set(number, fresh, (1 << 64) - 1)
             for _, fd, _ in fresh.events:
                 _check(lib.rs_perf_enable(fd, 1), f"enable {self.name}")
             self._begin(fresh)
@@ -446,19 +472,27 @@ class KernelEvent:
             self._close(fresh)
             self.rings.release(self.lane)
             raise
-        now = clock()
-        for _, _, number in fresh.events:
-            lib.rs_event_set(self.rings.engine.handle, number, self.source, now, 0)
         stale, self._opened = self._opened, fresh
+        now = clock()
         if stale is not None:
             for _, _, number in stale.events:
-                lib.rs_event_set(self.rings.engine.handle, number, self.source, 0, now)
+                self._set(number, stale, stale.since, now)
+            while clock() < now + lib.RS_OVERLAP:
+                pass
             self._end(stale)
             self.rings.retire(self, stale.events)
             self.rings.release(self.lane)
+            fresh.since = clock()
         else:
             self.rings.open_events.append(self)
+        for _, _, number in fresh.events:
+            self._set(number, fresh, fresh.since)
         return now
+
+    def _set(self, number: int, opened: _Opened, since: int, until: int = 0) -> None:
+        order = lib.RS_ANY_ORDER if opened.cgroups else self._order
+        handle = self.rings.engine.handle
+        _check(lib.rs_event_set(handle, number, self.source, order, since, until), "event")
 
     def close(self) -> None:
         """Stop producing records; what is in the rings is still delivered."""
@@ -472,10 +506,17 @@ class KernelEvent:
     def add_cpu(self, cpu: int) -> None:
         """Open it on a CPU that came up."""
         if self._opened is not None and all(cpu != there for there, _, _ in self._opened.events):
-            one = self._open_on(cpu, self._opened.filter)
-            self._opened.events.append(one)
-            lib.rs_event_set(self.rings.engine.handle, one[2], self.source, 0, 0)
-            _check(lib.rs_perf_enable(one[1], 1), f"enable {self.name}")
+            try:
+                self._open_on(cpu, self._opened)
+            except KernelError as error:
+                if not self._opened.cgroups:
+                    raise
+                log.info(
+                    "%s: a container has ended: %s", self.name, error
+                )  # then it is opened anew, everywhere
+            for _, fd, number in [one for one in self._opened.events if one[0] == cpu]:
+                self._set(number, self._opened, 0)
+                _check(lib.rs_perf_enable(fd, 1), f"enable {self.name}")
 
     def drop_cpu(self, cpu: int) -> None:
         """Close it on a CPU that went down."""
@@ -487,7 +528,8 @@ class KernelEvent:
     def lost(self) -> int | None:
         """Samples that found a ring full since the last time, as the kernel counts them; None before 6.0."""
         now = self._gone
-        for _, fd, _ in self._opened.events if self._opened else ():
+        opened = self._opened.events if self._opened else ()
+        for fd in (*self.retired, *(fd for _, fd, _ in opened)):
             count = lib.rs_perf_lost(fd)
             if count < 0:
                 return None
@@ -497,14 +539,29 @@ class KernelEvent:
 
     def closing(self, fd: int) -> None:
         """One of its perf events is about to be closed: keep its count."""
+        self.retired.remove(fd)
         self._gone += max(0, lib.rs_perf_lost(fd))
 
-    def _open_on(self, cpu: int, filter_text: str | None) -> tuple[int, int, int]:
+    def _open_on(self, cpu: int, opened: _Opened) -> None:
+        """Open it on a CPU, disabled: once, or once for each cgroup."""
+        if not opened.cgroups:
+            opened.events.append(self._open_one(cpu, opened.filter, -1))
+        for path in opened.cgroups:
+            try:
+                folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except OSError as error:
+                raise KernelError(f"opening {path}", error.errno or 0) from error
+            try:
+                opened.events.append(self._open_one(cpu, opened.filter, folder))
+            finally:
+                os.close(folder)
+
+    def _open_one(self, cpu: int, filter_text: str | None, cgroup: int) -> tuple[int, int, int]:
         self._perf.watermark = self.rings.watermark(self.lane)
-        fd = lib.rs_perf_open(self._perf, cpu, -1)
+        fd = lib.rs_perf_open(self._perf, cpu, cgroup)
         if fd == -errno.EINVAL and self._perf.cgroup:  # without CONFIG_CGROUP_PERF
             self._perf.cgroup = 0
-            fd = lib.rs_perf_open(self._perf, cpu, -1)
+            fd = lib.rs_perf_open(self._perf, cpu, cgroup)
         if fd < 0:
             raise _refused(self.name, -fd)
         try:
@@ -551,6 +608,8 @@ class ProgramEvent(KernelEvent):
     cgroup, for a source with RS_CALLER.
     """
 
+    _order = lib.RS_LATEST_LAST
+
     def __init__(
         self,
         rings: Rings,
@@ -586,8 +645,11 @@ class ProgramEvent(KernelEvent):
         self._counted = now
         return super().lost()
 
-    def _open_on(self, cpu: int, filter_text: str | None) -> tuple[int, int, int]:  # noqa: ARG002
-        return super()._open_on(cpu, None)
+    def _cgroups(self) -> tuple[str, ...]:
+        return ()  # what programs emit is nobody's
+
+    def _open_one(self, cpu: int, filter_text: str | None, cgroup: int) -> tuple[int, int, int]:  # noqa: ARG002
+        return super()._open_one(cpu, None, cgroup)
 
     def _prepare(self, opened: _Opened) -> None:
         opened.programs = load_programs(self.name, self._build(opened.filter))
@@ -678,6 +740,7 @@ class Rings:
         self._released = dict.fromkeys(Lane, 0)
         self._at_close: list[Callable[[], None]] = []
         self.open_events: list[KernelEvent] = []
+        self.scope: Callable[[Iterable[int]], tuple[str, ...]] = lambda _outputs: ()  # see scope.py
         self.on_open: Callable[[int], object] = int
         self.on_close: Callable[[int], object] = int
         raise_file_limit(64 * len(self.cpus))
@@ -721,6 +784,7 @@ class Rings:
             lib.rs_perf_enable(fd, 0)
         now = clock()
         self._retired.extend((now, of, fd, number) for _, fd, number in events)
+        of.retired.extend(fd for _, fd, _ in events)
 
     def close_aside(self, descriptors: Sequence[int]) -> None:
         """Close perf events that nobody needs any more."""

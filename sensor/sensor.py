@@ -206,6 +206,7 @@ class Sensor:
             self._cpus_changed()
             self._count_misses()
             self.process_family.read_exits()
+            self.container_family.limit()
             self._count_losses(
                 self._losses_at, clock()
             )  # the last of a burst has no record behind it to tell
@@ -220,7 +221,7 @@ class Sensor:
                 now,
                 at_most=True,
             )
-            self._report(event.outputs, loss)
+            self.report(event.outputs, loss)
 
     def _cpus_changed(self) -> None:
         self._hotplug.changed()
@@ -356,7 +357,7 @@ class Sensor:
             self._resync = True
         if corrupt:
             log.warning("the %s ring of CPU %d held %d bytes that are no record", name, stop.cpu, stop.count)
-            self._report(
+            self.report(
                 None, Loss(f"the {name} ring of CPU {stop.cpu} held no valid record", 1, stop.time, stop.time)
             )
         elif not self._count_losses(stop.since or stop.time, stop.time):
@@ -365,7 +366,7 @@ class Sensor:
                 output.number for output in self.outputs.values() if lane is Lane.LIFECYCLE or output.has_bulk
             ]
             cause = f"the {name} ring of CPU {stop.cpu} was full"
-            self._report(outputs, Loss(cause, stop.count, stop.since or stop.time, stop.time, True))
+            self.report(outputs, Loss(cause, stop.count, stop.since or stop.time, stop.time, True))
 
     def _count_losses(self, since: int, until: int) -> bool:
         """Tell each event's subscribers what the kernel says was lost of it; False if it does not say."""
@@ -376,13 +377,13 @@ class Sensor:
             if count:
                 log.warning("%s: %d records found a ring full and are lost", event.name, count)
                 outputs = event.outputs() if event.outputs is not None else None
-                self._report(outputs, Loss(f"{event.name}: a ring was full", count, since, until, True))
+                self.report(outputs, Loss(f"{event.name}: a ring was full", count, since, until, True))
                 if event.lane is not Lane.BULK and outputs is None:
                     self._resync = True
         self._losses_at = until
         return True
 
-    def _report(self, outputs: list[int] | None, loss: Loss) -> None:
+    def report(self, outputs: list[int] | None, loss: Loss) -> None:
         for number in list(self.outputs) if outputs is None else dict.fromkeys(outputs):
             if number in self.outputs:
                 for subscriber in self.outputs[number].subscribers:

@@ -447,6 +447,91 @@ def test_any_bytes_in_a_ring(pieces: list[bytes], start: int, extra: int) -> Non
 # --- perf events that come, go and are replaced
 
 
+@pytest.mark.parametrize(
+    ("newer_first", "order"),
+    [
+        (True, lib.RS_LATEST_FIRST),
+        (False, lib.RS_LATEST_LAST),
+        (True, lib.RS_ANY_ORDER),
+        (False, lib.RS_ANY_ORDER),
+    ],
+)
+@pytest.mark.parametrize("alike", [True, False])
+@pytest.mark.parametrize("seed", range(20))
+def test_nothing_is_lost_or_told_twice_while_one_perf_event_replaces_another(
+    newer_first: bool, order: int, alike: bool, seed: int
+) -> None:
+    """Each call makes a record of either, a little apart, in one order or the other; or all are `alike`."""
+    rolls = random.Random(seed)
+    with calls(pages=16) as rig:
+        at = now() - 10**7
+        times = []
+        for _ in range(100):
+            at += rolls.randint(300, 2000)
+            times.append((at, at + rolls.randint(40, 140 if alike else 250)))
+            at = times[-1][1]
+        on = rolls.randint(times[30][0], times[32][1])
+        off = rolls.randint(times[68][0], times[70][1])
+        rig.event(SYS, rig.enter, until=on, order=order)
+        rig.event(SYS + 1, rig.enter, since=off, order=order)
+        ids = (SYS + 1, SYS) if newer_first else (SYS, SYS + 1)
+        for index, (first, second) in enumerate(times):
+            there = {SYS: (0, off), SYS + 1: (on, 1 << 63)}
+            records = [
+                (when, id)
+                for when, id in zip((first, second), ids, strict=True)
+                if there[id][0] <= when < there[id][1]
+            ]
+            rig.ring.write(*(call(0 if alike else index, when, id=id) for when, id in records))
+        rig.drain()
+        assert rig.numbers() == [0 if alike else index for index in range(len(times))]
+
+
+@pytest.mark.parametrize("alike", [True, False])
+@pytest.mark.parametrize("order", [lib.RS_LATEST_FIRST, lib.RS_LATEST_LAST])
+def test_an_interrupt_between_the_two_records_of_a_call(order: int, alike: bool) -> None:
+    """However long it takes; that could be a call of its own only where the order is not known."""
+    with calls() as rig:
+        on, off = now() - 10**9, now() - 10**8
+        rig.event(SYS, rig.enter, until=on, order=order)
+        rig.event(SYS + 1, rig.enter, since=off, order=order)
+        first, second = (SYS + 1, SYS) if order == lib.RS_LATEST_FIRST else (SYS, SYS + 1)
+        for index in range(10):
+            when = on + 10**6 + index * 10**7
+            number = 0 if alike else index
+            rig.ring.write(call(number, when, id=first), call(number, when + 8 * 10**6, id=second))
+        rig.drain()
+        assert rig.numbers() == [0 if alike else index for index in range(10)]
+
+
+@pytest.mark.parametrize("order", [lib.RS_LATEST_FIRST, lib.RS_LATEST_LAST, lib.RS_ANY_ORDER])
+def test_a_slow_caller_of_the_same_again_and_again_while_one_perf_event_replaces_another(
+    rig: Calls, order: int
+) -> None:
+    """Equal records of both that are not of one call: the older came before there was a newer."""
+    moment = now() - 10**7
+    rig.event(SYS, rig.enter, until=moment, order=order)
+    rig.event(SYS + 1, rig.enter, since=moment, order=order)
+    ids = ((-(10**6), SYS), (10**6, SYS + 1), (2 * 10**6, SYS + 1))
+    rig.ring.write(*(call(1, moment + when, id=id) for when, id in ids))
+    rig.drain()
+    assert len(rig.numbers()) == 3
+
+
+def test_the_record_that_counts_in_place_of_another_may_be_of_a_process_to_learn(rig: Calls) -> None:
+    """It is taken again then."""
+    moment = now() - 10**6
+    rig.event(SYS, rig.enter, until=moment)
+    rig.event(SYS + 1, rig.enter, since=moment)
+    rig.engine.clear_process(1000)
+    rig.ring.write(call(1, moment - 50, id=SYS + 1), call(1, moment + 50, id=SYS))
+    stop = rig.step()
+    assert (stop.why, stop.pid) == ("UNKNOWN", 1000)
+    rig.engine.set_process(1000, process_head(1000))
+    rig.drain()
+    assert rig.numbers() == [1]
+
+
 def test_records_of_unknown_events_are_stale(rig: Calls) -> None:
     when = now()
     rig.ring.write(call(1, when, id=77), call(2, when + 1), call(3, when + 2, id=78))
@@ -459,7 +544,8 @@ def test_at_a_switch_over_each_call_counts_once(pair: Calls) -> None:
     """Two perf events produce the same records for a while; the moment between says which counts."""
     old, new = SYS, 20
     base = now() - 10**6
-    pair.event(new, pair.enter, (1 << 64) - 1)
+    last = lib.RS_LATEST_LAST
+    pair.event(new, pair.enter, (1 << 64) - 1, order=last)
     for index in range(40):
         ring = pair.rings[index % 2]
         if index < 30:
@@ -467,8 +553,8 @@ def test_at_a_switch_over_each_call_counts_once(pair: Calls) -> None:
         if index >= 10:
             ring.write(call(index, base + index, id=new))
     between = base + 20
-    pair.event(new, pair.enter, between)
-    pair.event(old, pair.enter, 0, between)
+    pair.event(new, pair.enter, between, order=last)
+    pair.event(old, pair.enter, 0, between, order=last)
     pair.drain()
     assert pair.numbers() == list(range(40))
     assert pair.counters["stale"] == 20
@@ -896,8 +982,24 @@ def test_a_held_event_of_an_output_that_has_gone(rig: Calls) -> None:
     gone = rig.engine.open_output(1 << 16)
     rig.engine.emit([gone, rig.all], 1, chargen("x"), pid=5)
     rig.engine.close_output(gone)
+    another = rig.engine.open_output(1 << 16)
+    assert another == gone
     lib.rs_release(rig.engine.handle, 3)
+    assert rig.events(another) == []
     assert len(rig.events(rig.all)) == 1
+
+
+def test_a_held_event_of_an_output_that_is_emptied_meanwhile(rig: Calls) -> None:
+    """Emptied while it stands on the list of the full ones, which the drain has yet to tell of."""
+    rig.engine.set_process(5, process_head(5), container=3)
+    rig.engine.set_container(3, hold=True)
+    full = rig.engine.open_output(100)
+    rig.engine.emit([full], 1, chargen("held"), pid=5)
+    rig.engine.emit([full], 2, chargen("x" * 200))
+    assert len(rig.events(full)) == 1
+    lib.rs_release(rig.engine.handle, 3)
+    (told,) = rig.events(full)
+    assert told.event.chargen.characters == "held"
 
 
 # --- numbers
@@ -975,7 +1077,7 @@ def test_impossible_requests_are_refused(rig: Calls) -> None:
     entry = ffi.new("rs_entry *", {"output": 1 << 19, "any": 1, "first_test": lib.RS_ACCEPT})
     assert lib.rs_source_route(handle, rig.enter, entry, 1, ffi.NULL, 0, b"", 0) < 0
     assert lib.rs_source_route(handle, 4711, ffi.NULL, 0, ffi.NULL, 0, b"", 0) < 0
-    assert lib.rs_event_set(handle, 1, 4711, 0, 0) < 0
+    assert lib.rs_event_set(handle, 1, 4711, 0, 0, 0) < 0
     assert lib.rs_source_view(handle, 4711, 0, 0, 0) < 0
     assert lib.rs_output_set(handle, 1 << 20, 1, 0, 0, 0, 0, 0) < 0
     assert lib.rs_output_set(handle, 0, 0, 0, 0, 0, 0, 0) < 0

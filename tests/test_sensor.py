@@ -15,6 +15,7 @@ from unittest import mock
 
 import pytest
 from ringside.api.v0 import (
+    ContainerFilter,
     EventFilter,
     LimitModifier,
     Modifier,
@@ -811,6 +812,24 @@ async def test_losses_with_nothing_behind_them_are_told_soon(kernel: FakeKernel)
         assert loss(await reader.status())[0] == 10
 
 
+async def test_what_a_replaced_perf_event_lost_is_told_once(kernel: FakeKernel) -> None:
+    """Between the change of a filter and the next drain, when the old one is closed, too."""
+    async with (
+        kernel.sensor() as sensor,
+        reading(sensor, syscall_events=[SyscallEventFilter(type=ENTER, id=1)]) as reader,
+    ):
+        for one in kernel.open_perfs(SYS_ENTER):
+            one.lost = 5
+        assert loss(await reader.status())[0] == 10
+        (event,) = (one for one in sensor.rings.open_events if one.name == "sys_enter")
+        event.open("id == 1 || id == 2")
+        assert event.lost() == 0
+        sensor.drain_once()
+        assert event.lost() == 0
+        kernel.open_perfs(SYS_ENTER)[0].lost = 3
+        assert loss(await reader.status())[0] == 3
+
+
 @pytest.mark.parametrize("event", ["task/task_newtask", "sched/sched_process_exec"])
 async def test_after_lost_process_records_the_table_is_read_anew(any_kernel: FakeKernel, event: str) -> None:
     kernel = any_kernel
@@ -918,6 +937,108 @@ async def test_cpus_are_followed(kernel: FakeKernel) -> None:
         kernel.enter(5, cpu=1)
         assert [one.syscall.id for one in await reader.take(1)] == [5]
         assert len(kernel.open_perfs(SYS_ENTER)) == 3
+
+
+# --- events limited to containers in the kernel
+
+
+def only(*ids: str) -> Subscription:
+    """The system calls in these containers."""
+    return Subscription(
+        event_filter=EventFilter(syscall_events=[SyscallEventFilter(type=ENTER)]),
+        container_filter=ContainerFilter(ids=list(ids)),
+    )
+
+
+def places(kernel: FakeKernel) -> list[tuple[int, str]]:
+    """On which CPUs and in which cgroups system calls are looked at; "" is everywhere."""
+    return sorted((one.cpu, one.cgroup) for one in kernel.open_perfs(SYS_ENTER))
+
+
+async def test_limited_events_follow_the_cpus(kernel: FakeKernel) -> None:
+    kernel.proc.add(60, 50)
+    cgroup = str(kernel.container("a" * 64, 60))
+    async with kernel.sensor() as sensor, reading(sensor, only("a" * 12)) as reader:
+        assert places(kernel) == [(0, cgroup), (1, cgroup)]
+        kernel.cpus[:] = [0, 7]
+        sensor._cpus_changed()
+        assert places(kernel) == [(0, cgroup), (7, cgroup)]
+        kernel.enter(1, pid=50, cpu=7)
+        kernel.enter(2, pid=60, cpu=7)
+        assert [one.syscall.id for one in await reader.take(1)] == [2]
+        assert sensor.engine.counters()["unwanted"] == 0
+
+
+async def test_limited_while_all_who_want_the_event_are(kernel: FakeKernel) -> None:
+    kernel.proc.add(60, 50)
+    kernel.proc.add(70, 50)
+    first, second = str(kernel.container("a" * 64, 60)), str(kernel.container("b" * 64, 70))
+    async with kernel.sensor() as sensor, reading(sensor, only("a" * 64)) as reader:
+        async with reading(sensor, only("a" * 64, "b" * 64)):
+            assert places(kernel) == [(0, first), (0, second), (1, first), (1, second)]
+            async with reading(sensor, syscall_events=[SyscallEventFilter(type=ENTER)]):
+                assert places(kernel) == [(0, ""), (1, "")]
+            kernel.enter(1, pid=70)
+        assert places(kernel) == [(0, first), (1, first)]
+        async with reading(sensor, only("c" * 64)):
+            assert places(kernel) == [(0, ""), (1, "")]
+        kernel.enter(2, pid=60)
+        assert [one.syscall.id for one in await reader.take(1)] == [2]
+        assert not reader.statuses
+
+
+async def test_limited_no_more_when_the_container_ends(kernel: FakeKernel) -> None:
+    kernel.proc.add(60, 50)
+    kernel.container("a" * 64, 60)
+    async with kernel.sensor() as sensor, reading(sensor, only("a" * 64)) as reader:
+        kernel.exit(60)
+        await until(lambda: places(kernel) == [(0, ""), (1, "")])
+        kernel.proc.add(61, 50, cgroup=f"0::/docker/{'a' * 64}\n")
+        when = kernel.fork(50, 61)
+        (kernel.folder / "root/sys/fs/cgroup/docker" / ("a" * 64) / "cgroup.procs").write_text("61\n")
+        path = f"/docker/{'a' * 64}"
+        kernel.happen("cgroup/cgroup_attach_task", {"pid": 61, "dst_path": path.encode()}, pid=50)
+        kernel.enter(3, pid=61)
+        (told,) = await reader.take(1)
+        assert (told.syscall.id, told.container_id) == (3, "a" * 64)
+        assert told.sensor_monotime_nanos > when
+        await until(lambda: all(place for _, place in places(kernel)))
+        assert not reader.statuses
+
+
+async def test_a_container_that_begins_again_before_its_end_was_read_of(kernel: FakeKernel) -> None:
+    """Its events since may be missing, and the stream says so."""
+    kernel.proc.add(60, 50)
+    kernel.proc.add(61, 50)
+    kernel.container("a" * 64, 60)
+    async with kernel.sensor() as sensor, reading(sensor, only("a" * 64)) as reader:
+        kernel.exit(60)
+        path = f"/docker/{'a' * 64}"
+        (kernel.proc.root / "61/cgroup").write_text(f"0::{path}\n")
+        kernel.happen("cgroup/cgroup_attach_task", {"pid": 61, "dst_path": path.encode()}, pid=50)
+        assert "began again" in loss(await reader.status())[1]
+
+
+async def test_limited_no_more_when_the_container_gets_another_cgroup(kernel: FakeKernel) -> None:
+    kernel.proc.add(60, 50)
+    kernel.proc.add(61, 50)
+    kernel.container("a" * 64, 60)
+    async with kernel.sensor() as sensor, reading(sensor, only("a" * 64)) as reader:
+        path = f"/elsewhere/{'a' * 64}"
+        (kernel.proc.root / "61/cgroup").write_text(f"0::{path}\n")
+        kernel.happen("cgroup/cgroup_attach_task", {"pid": 61, "dst_path": path.encode()}, pid=50)
+        assert "another cgroup" in loss(await reader.status())[1]
+        assert places(kernel) == [(0, ""), (1, "")]
+
+
+async def test_limited_no_more_after_lost_process_records(kernel: FakeKernel) -> None:
+    kernel.proc.add(60, 50)
+    kernel.container("a" * 64, 60)
+    async with kernel.sensor() as sensor, reading(sensor, only("a" * 64)) as reader:
+        kernel.lose("task/task_newtask", 1)
+        await reader.status()
+        await until(lambda: places(kernel) == [(0, ""), (1, "")])
+        await until(lambda: all(place for _, place in places(kernel)))  # and again, since all is well
 
 
 # --- what can't be

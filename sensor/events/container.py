@@ -1,9 +1,10 @@
 """Containers: which one a process is in, and the lifecycle events.
 
 Identity comes from the kernel: cgroup:cgroup_attach_task says when a process is moved into a container's
-cgroup; a child is in its parent's; what clone3(2) put straight into a cgroup shows at its first exec, whose
-sample carries the cgroup's id. Names and images come from engines and runtimes (docker.py, runtimes.py) by
-way of the container table. Until a new container's names are known, its events wait in the engine.
+cgroup; a child is in its parent's, unless clone3(2) put it straight into another: then procfs says which, or,
+if it is gone already, the sample of its first exec, which carries the cgroup's id. Names and images come
+from engines and runtimes (docker.py, runtimes.py) by way of the container table. Until a new container's
+names are known, its events wait in the engine.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import asyncio
 import logging
 import os
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +38,8 @@ from ..errors import KernelError, RequestError, UnservableError
 from ..perf import clock
 from ..process import Process
 from ..runtimes import DiskSource, Runtimes
+from ..scope import Scope
+from ..subscription import Loss
 from . import Mechanism
 from .process import RESULT, Layout, text_at
 
@@ -73,13 +77,14 @@ class ContainerWant:
 class _Member:
     """A container as the lanes know it: by number."""
 
-    __slots__ = ("held", "id", "new", "number", "processes")
+    __slots__ = ("held", "id", "new", "number", "processes", "wide")
 
     def __init__(self, id: str, number: int) -> None:
         self.id = id
         self.number = number
         self.processes = 0  # alive in it
         self.new = True  # no process was seen in it
+        self.wide = 0  # since when its events are made wherever they happen, if they ever were not
         self.held: asyncio.TimerHandle | None = None
 
 
@@ -105,6 +110,13 @@ class ContainerFamily:
         self._opened = False
         self._unified = self._find_unified()
         self._only_unified = self._unified == str(Path(sensor.config.host_root, _UNIFIED[0]))
+        self._scope = Scope(
+            sensor.rings,
+            sensor.processes.procfs,
+            self._unified if sensor.config.scope == "auto" else None,
+            self._disk.owner,
+        )
+        self._unlimited: set[int] = set()  # outputs that may be limited when their containers run
         self._sources: list[Path] = []
         self._attach: Layout | None = None
 
@@ -122,10 +134,10 @@ class ContainerFamily:
             family.follow(removed, self._on_rmdir)
         processes = self._processes
         processes.on_enter, processes.on_leave = self._entered, self._left
-        processes.on_learned, processes.on_resync = self._place, self._resync
+        processes.on_learned, processes.on_resync = self.place, self._resync
         self._disk.start()
         for process in self._living():
-            self._place(process, existing=True)
+            self.place(process, existing=True)
         self._opened = True
         self._sensor.spawn(self._disk.run(), "disk")
         self._open_engines()
@@ -172,7 +184,7 @@ class ContainerFamily:
 
     # -- who is where ------------------------------------------------------------------------------
 
-    def _place(self, process: Process, *, existing: bool = False) -> None:
+    def place(self, process: Process, *, existing: bool = False) -> None:
         """Read from procfs which container a process is in."""
         text = self._processes.procfs.cgroups(process.pid)
         if text is None:
@@ -194,17 +206,18 @@ class ContainerFamily:
         self._cgroup_ids.clear()
         for process in self._living() if self._opened else ():
             if not process.container:
-                self._place(process)
+                self.place(process)
 
     def _resync(self) -> None:
         """Records were lost, of moves between cgroups too."""
+        self._widen(self._filters)
         for member in self._members.values():
             member.processes = 0
         for process in self._living():
             if process.container in self._numbers:
                 self._numbers[process.container].processes += 1
         for process in self._living():
-            self._place(process)
+            self.place(process)
         for member in list(self._members.values()):
             if member.processes == 0:
                 self.table.emptied(member.id, time.time_ns())
@@ -226,7 +239,22 @@ class ContainerFamily:
                     self._disk.look_up(container_id)  # an engine may say it later
                 if not self.table.settled(container_id):
                     self._hold(member)
+        if number:
+            self._check_scope(process, self._numbers[number])
         self._processes.moved(process, number)
+
+    def _check_scope(self, process: Process, member: _Member) -> None:
+        """A process came into a container: are its events made?"""
+        since, outputs = self._sensor.engine.stop.time, self._scope.limited_to(member.id)
+        if outputs and self._scope.is_outside(process.pid, member.id):
+            self._widen(outputs)
+            loss = Loss(f"container {member.id[:12]} has another cgroup", 1, since, clock())
+            self._sensor.report(outputs, loss)
+        elif not member.processes and since < member.wide:
+            container = self.table.get(member.id) or Container(member.id)
+            concerned = [number for number, (_, one, _) in self._filters.items() if one.matches(container)]
+            loss = Loss(f"container {member.id[:12]} began again too soon", 1, since, member.wide)
+            self._sensor.report(concerned, loss)
 
     def _member(self, container_id: str) -> _Member:
         member = self._members.get(container_id)
@@ -266,6 +294,8 @@ class ContainerFamily:
         bits[at] = before | 1 << bit if matcher.matches(container) else before & ~(1 << bit)
         if bits[at] != before:
             self._sensor.engine.set_containers(output.number, bytes(bits))
+            if bits[at] > before and not self._scope.has(output.number, member.id):
+                self._widen([output.number])
 
     def _hold(self, member: _Member) -> None:
         if self._sensor.config.hold:
@@ -290,6 +320,9 @@ class ContainerFamily:
         if member is not None:
             member.processes -= 1
             if member.processes == 0:
+                if limited := self._scope.limited_to(member.id):  # what runs in it next has another cgroup
+                    self._widen(limited)
+                    member.wide = clock()
                 self.table.emptied(member.id, time.time_ns())
 
     def _on_attach(self) -> int:
@@ -305,7 +338,7 @@ class ContainerFamily:
         current = self._numbers.get(process.container)
         where = attached(current.id if current else None, new)
         if where is Attach.REREAD:
-            self._place(process)
+            self.place(process)
         else:
             self._move(process, where)
         return RESULT
@@ -313,7 +346,9 @@ class ContainerFamily:
     def _on_rmdir(self) -> int:
         stop = self._sensor.engine.stop
         raw = ffi.buffer(stop.raw, stop.raw_length)
-        owner = self._disk.owner(_path_at(raw, self._path.read(raw)[0]))
+        path = _path_at(raw, self._path.read(raw)[0])
+        self._widen(self._scope.limited_to_cgroup(path))
+        owner = self._disk.owner(path)
         member = self._members.get(owner.id) if owner else None
         if owner and (member is None or member.processes <= 0):
             self.table.removed(owner.id, time.time_ns())
@@ -335,7 +370,7 @@ class ContainerFamily:
         if process.container == 0:
             self._move(process, found)
         elif self._only_unified:  # in a hybrid, the container may have left this hierarchy alone
-            self._place(process)
+            self.place(process)
 
     def process_exited(self, process: Process, code: int) -> None:
         """A process ended with this wait(2) status; perhaps it was a container's first."""
@@ -461,10 +496,36 @@ class ContainerFamily:
         for member in self._members.values():
             container = self.table.get(member.id) or Container(member.id)
             self._set_bit(output, matcher, bits, member, container)
+        self._unlimited.add(output.number)
+        self.limit()
 
     def unfilter(self, output: Output) -> None:
         """The output is gone."""
         self._filters.pop(output.number, None)
+        self._unlimited.discard(output.number)
+        self._scope.forget(output.number)
+
+    def limit(self) -> None:
+        """Let the kernel make only those events that outputs want, where all their containers run by now."""
+        for number in list(self._unlimited):
+            wanted = self._filters[number][1].definite()
+            if wanted is None:
+                continue
+            members = [self._members.get(one) for one in wanted]
+            running = {member.number: member for member in members if member and member.processes > 0}
+            if len(running) < len(members):
+                continue
+            pids: dict[str, list[int]] = {member.id: [] for member in running.values()}
+            for process in self._living():
+                if process.container in running:
+                    pids[running[process.container].id].append(process.pid)
+            self._unlimited.discard(number)
+            self._scope.limit(number, pids)
+
+    def _widen(self, outputs: Iterable[int]) -> None:
+        wider = [output for output in outputs if self._scope.is_limited(output)]
+        self._unlimited.update(wider)
+        self._scope.widen(wider)
 
 
 def _path_at(raw: Any, word: int) -> str:

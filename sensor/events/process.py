@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 FAMILY = "processes"
 _CLONE_THREAD = 0x00010000
+_CLONE_INTO_CGROUP = 0x200000000  # clone3(2), 5.7
 _STACK = 12 << 10  # bytes: pointers, the gap of up to 8 KiB, and the first strings
 _LONGEST = 2 << 20  # bytes of a command line that is kept
 _MAX_PATTERN = 4096
@@ -365,6 +366,8 @@ class ProcessFamily:
         ):  # the idle task forks init; a CPU that comes up gets an idle task, pid 0
             return RESULT
         child = self._table.forked(stop.time, parent, pid, text_at(raw, self._newtask_comm, 16))
+        if flags & _CLONE_INTO_CGROUP:
+            self._sensor.container_family.place(child)
         self._tell(self._forks, parent, (FORK, pid, child.id))
         return RESULT
 

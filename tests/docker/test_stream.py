@@ -271,8 +271,8 @@ async def test_fifty_started_at_once(dockerd: Dockerd, tmp_path: Path) -> None:
 
 
 async def test_a_storm_of_short_lived_ones(dockerd: Dockerd, tmp_path: Path) -> None:
-    """100 that run `true` and remove themselves, eight at a time: each attributed and named."""
-    many = 100
+    """200 that run `true` and remove themselves, eight at a time: each attributed and named."""
+    many = 200
     async with sensing(dockerd, tmp_path) as sensor, subscribed(sensor, subscription()) as stream:
         gate = asyncio.Semaphore(8)
 

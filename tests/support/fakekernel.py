@@ -96,6 +96,7 @@ class FakePerf:
     filter: str | None = None
     ring: int = -1  # the descriptor whose ring it writes to
     lost: int = 0
+    cgroup: str = ""  # the folder of the only cgroup that it looks at
 
 
 class FakeExits:
@@ -154,14 +155,14 @@ class FakeKernel:
         return getattr(lib, name)
 
     def rs_perf_open(self, asked: Any, cpu: int, cgroup: int) -> int:
-        assert cgroup == -1
         if cpu not in self.cpus:
             return -errno.ENODEV
         made = socket.socket(
             socket.AF_UNIX, socket.SOCK_DGRAM
         )  # never readable, and each has a name of its own
         name = os.readlink(f"/proc/self/fd/{made.fileno()}")
-        self.perfs[made.fileno()] = FakePerf(asked.tracepoint, cpu, next(self._ids), name)
+        folder = os.readlink(f"/proc/self/fd/{cgroup}") if cgroup >= 0 else ""
+        self.perfs[made.fileno()] = FakePerf(asked.tracepoint, cpu, next(self._ids), name, cgroup=folder)
         return made.detach()
 
     def rs_perf_id(self, fd: int, number: Any) -> int:
@@ -197,13 +198,14 @@ class FakeKernel:
     # -- what happens
 
     def open_perfs(self, event: str) -> list[FakePerf]:
-        """The perf events that are open on a kernel event, one for each CPU."""
+        """The perf events that are open on a kernel event, one for each CPU, the latest first."""
         number = self.formats[event].id
-        return [
+        found = (
             one
             for fd, one in self.perfs.items()
             if one.enabled and one.tracepoint == number and self.is_open(fd)
-        ]
+        )
+        return sorted(found, key=lambda one: one.id, reverse=True)
 
     def happen(
         self,
@@ -220,7 +222,7 @@ class FakeKernel:
         when = now() if when is None else when
         raw = raw_of(self.formats[event], **fields)
         for one in self.open_perfs(event):
-            if one.cpu == cpu:
+            if one.cpu == cpu and self._is_in(pid, one.cgroup):
                 record = sample(one.id, when, raw, pid, tid, more)
                 ring = self.rings[one.ring]
                 if len(record) > ring.room:
@@ -228,6 +230,21 @@ class FakeKernel:
                 else:
                     ring.write(record)
         return when
+
+    def container(self, container_id: str, *pids: int) -> Path:
+        """Its cgroup, with these processes in it."""
+        mount = self.folder / "root/sys/fs/cgroup"
+        cgroup = mount / "docker" / container_id
+        cgroup.mkdir(parents=True)
+        for name in ("cgroup.controllers", "cgroup.procs"):
+            (mount / name).write_text("")
+        (cgroup / "cgroup.procs").write_text("".join(f"{pid}\n" for pid in pids))
+        for pid in pids:
+            (self.proc.root / str(pid) / "cgroup").write_text(f"0::/docker/{container_id}\n")
+        return cgroup
+
+    def _is_in(self, pid: int, cgroup: str) -> bool:
+        return not cgroup or str(pid) in Path(cgroup, "cgroup.procs").read_text().split()
 
     def lose(self, event: str, count: int, cpu: int = 0) -> None:
         """So many records found no room, and one that came behind tells it."""

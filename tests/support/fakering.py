@@ -213,9 +213,11 @@ class Rig:
         there = form[key] if key else None
         return self.engine.open_source(flags, plan, there.offset if there else 0, there.size if there else 0)
 
-    def event(self, id: int, source: int, since: int = 0, until: int = 0) -> None:
+    def event(
+        self, id: int, source: int, since: int = 0, until: int = 0, order: int = lib.RS_LATEST_FIRST
+    ) -> None:
         """Have a perf event's records feed a source."""
-        assert lib.rs_event_set(self.engine.handle, id, source, since, until) == 0
+        assert lib.rs_event_set(self.engine.handle, id, source, order, since, until) == 0
 
     def drain(self, budget: int = 0, limit: int = 10_000) -> list[Stop]:
         """Drain to the end as the sensor does; where it stopped on the way, without DONE."""

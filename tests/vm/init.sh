@@ -31,7 +31,13 @@ for i in 0:stdin 1:stdout 2:stderr; do $b ln -s /proc/self/fd/${i%:*} /root/dev/
 
 # the kernel hands what it doesn't know on its command line to init
 case $cgroup in
-v2) $b mount -t cgroup2 cgroup2 /root/sys/fs/cgroup ;;
+v2)
+    $b mount -t cgroup2 cgroup2 /root/sys/fs/cgroup
+    # as systemd does; until somebody does, cgroups below have not even perf_event
+    for controller in $($b cat /root/sys/fs/cgroup/cgroup.controllers); do
+        echo "+$controller" >/root/sys/fs/cgroup/cgroup.subtree_control
+    done
+    ;;
 v1)
     # hybrid, as systemd made it: each controller its own tree, and one without any
     $b mount -t tmpfs cgroup /root/sys/fs/cgroup

@@ -1,0 +1,35 @@
+"""Docker on cgroup v2, in one emulated machine: containers.py says what is tried there."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from . import kernels, machine, run
+
+INSIDE = "tests/vm/containers.py"
+KERNEL = "6.12"
+TIMEOUT = 900.0  # a minute on an idle machine
+
+
+def test_docker_on_unified_cgroups(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A container's whole life beside the sensor, `docker exec` and `docker kill`."""
+    try:
+        machine.check()
+        chosen = run.selected((KERNEL,))
+    except (machine.NotBooted, kernels.NoKernel) as error:
+        pytest.skip(str(error))
+    if shutil.which("dockerd", path="/usr/sbin:/usr/local/sbin:/usr/bin") is None:
+        pytest.skip("no dockerd: install Debian's docker.io")
+
+    def told(line: str) -> None:
+        with capfd.disabled():
+            print(f"\n{line}", end="", file=sys.stderr, flush=True)
+
+    (turn,) = run.run_all(chosen, run.guest_tests((INSIDE,), TIMEOUT), tmp_path, told)
+    if failures := turn.failures:
+        pytest.fail("\n\n".join(failures), pytrace=False)
+    assert len(turn.results) >= 3
