@@ -111,8 +111,8 @@ def attribution(seconds: float, inside: bool) -> float:
 
 WAYS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("everything", (), ""),
-    ("by id, limited in the kernel", (), "container_id={id}"),
-    ("by id, decided in C", ("--scope", "system"), "container_id={id}"),
+    ("by id, limited in the kernel", ("--scope", "cgroup"), "container_id={id}"),
+    ("by id, decided in C", (), "container_id={id}"),
     ("by name", (), "container=ben*"),
 )
 

@@ -1,14 +1,15 @@
-"""Kernel events limited to the cgroups of the containers that are wanted: others' are not even made.
+"""Kernel events limited to the cgroups of the containers that are wanted (`--scope cgroup`).
 
 perf_event_open(2) with PERF_FLAG_PID_CGROUP gives a perf event that the kernel schedules in with the tasks
-of one cgroup and those below it. Elsewhere the tracepoint then costs next to nothing. It is done only where
-it misses nothing that C would have let through:
+of one cgroup and those below it. Others' events are not even made, their tracepoints cost next to nothing;
+but whenever tasks of other cgroups follow each other, the kernel switches perf events too, which takes
+microseconds. It is done only where it misses nothing that C would have let through:
 
 - All that want the kernel event want certain containers, by id, that run. A name or an image may fit a
   container that begins later, whose first events come before anybody here knows that it exists.
 - A process is in such a container exactly if it is in its one cgroup of the unified hierarchy, where
   perf_event then is. Where v1 hierarchies name containers too, a process is moved in each by itself.
-- They are few: each is a perf event more on each CPU, switched whenever tasks of other cgroups follow.
+- They are few: each is a perf event more on each CPU.
 
 What may end that (the container's last process ends, its cgroup goes, it gets another, records were lost)
 widens at once to the whole system; when all is as it should be again, the events are limited again.

@@ -958,7 +958,7 @@ def places(kernel: FakeKernel) -> list[tuple[int, str]]:
 async def test_limited_events_follow_the_cpus(kernel: FakeKernel) -> None:
     kernel.proc.add(60, 50)
     cgroup = str(kernel.container("a" * 64, 60))
-    async with kernel.sensor() as sensor, reading(sensor, only("a" * 12)) as reader:
+    async with kernel.sensor(scope="cgroup") as sensor, reading(sensor, only("a" * 12)) as reader:
         assert places(kernel) == [(0, cgroup), (1, cgroup)]
         kernel.cpus[:] = [0, 7]
         sensor._cpus_changed()
@@ -973,7 +973,7 @@ async def test_limited_while_all_who_want_the_event_are(kernel: FakeKernel) -> N
     kernel.proc.add(60, 50)
     kernel.proc.add(70, 50)
     first, second = str(kernel.container("a" * 64, 60)), str(kernel.container("b" * 64, 70))
-    async with kernel.sensor() as sensor, reading(sensor, only("a" * 64)) as reader:
+    async with kernel.sensor(scope="cgroup") as sensor, reading(sensor, only("a" * 64)) as reader:
         async with reading(sensor, only("a" * 64, "b" * 64)):
             assert places(kernel) == [(0, first), (0, second), (1, first), (1, second)]
             async with reading(sensor, syscall_events=[SyscallEventFilter(type=ENTER)]):
@@ -990,7 +990,7 @@ async def test_limited_while_all_who_want_the_event_are(kernel: FakeKernel) -> N
 async def test_limited_no_more_when_the_container_ends(kernel: FakeKernel) -> None:
     kernel.proc.add(60, 50)
     kernel.container("a" * 64, 60)
-    async with kernel.sensor() as sensor, reading(sensor, only("a" * 64)) as reader:
+    async with kernel.sensor(scope="cgroup") as sensor, reading(sensor, only("a" * 64)) as reader:
         kernel.exit(60)
         await until(lambda: places(kernel) == [(0, ""), (1, "")])
         kernel.proc.add(61, 50, cgroup=f"0::/docker/{'a' * 64}\n")
@@ -1011,7 +1011,7 @@ async def test_a_container_that_begins_again_before_its_end_was_read_of(kernel: 
     kernel.proc.add(60, 50)
     kernel.proc.add(61, 50)
     kernel.container("a" * 64, 60)
-    async with kernel.sensor() as sensor, reading(sensor, only("a" * 64)) as reader:
+    async with kernel.sensor(scope="cgroup") as sensor, reading(sensor, only("a" * 64)) as reader:
         kernel.exit(60)
         path = f"/docker/{'a' * 64}"
         (kernel.proc.root / "61/cgroup").write_text(f"0::{path}\n")
@@ -1023,7 +1023,7 @@ async def test_limited_no_more_when_the_container_gets_another_cgroup(kernel: Fa
     kernel.proc.add(60, 50)
     kernel.proc.add(61, 50)
     kernel.container("a" * 64, 60)
-    async with kernel.sensor() as sensor, reading(sensor, only("a" * 64)) as reader:
+    async with kernel.sensor(scope="cgroup") as sensor, reading(sensor, only("a" * 64)) as reader:
         path = f"/elsewhere/{'a' * 64}"
         (kernel.proc.root / "61/cgroup").write_text(f"0::{path}\n")
         kernel.happen("cgroup/cgroup_attach_task", {"pid": 61, "dst_path": path.encode()}, pid=50)
@@ -1034,7 +1034,7 @@ async def test_limited_no_more_when_the_container_gets_another_cgroup(kernel: Fa
 async def test_limited_no_more_after_lost_process_records(kernel: FakeKernel) -> None:
     kernel.proc.add(60, 50)
     kernel.container("a" * 64, 60)
-    async with kernel.sensor() as sensor, reading(sensor, only("a" * 64)) as reader:
+    async with kernel.sensor(scope="cgroup") as sensor, reading(sensor, only("a" * 64)) as reader:
         kernel.lose("task/task_newtask", 1)
         await reader.status()
         await until(lambda: places(kernel) == [(0, ""), (1, "")])

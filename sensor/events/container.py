@@ -113,7 +113,7 @@ class ContainerFamily:
         self._scope = Scope(
             sensor.rings,
             sensor.processes.procfs,
-            self._unified if sensor.config.scope == "auto" else None,
+            self._unified if sensor.config.scope == "cgroup" else None,
             self._disk.owner,
         )
         self._unlimited: set[int] = set()  # outputs that may be limited when their containers run

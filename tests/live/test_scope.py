@@ -164,7 +164,8 @@ async def calls_in(sensor: Sensor, *cgroups: Path) -> AsyncIterator[Calls]:
 
 
 def big_rings(**more: Any) -> Sensor:
-    return Sensor(Config(engine="none", ring_size=64 << 20, queue_size=1 << 30, **more))
+    settings = {"scope": "cgroup", **more}
+    return Sensor(Config(engine="none", ring_size=64 << 20, queue_size=1 << 30, **settings))
 
 
 def is_limited(sensor: Sensor) -> bool:
@@ -197,7 +198,7 @@ async def test_the_hosts_calls_are_not_even_made(numbered: str) -> None:
         assert set(calls.numbers) == {inside.process.pid}
 
 
-async def test_told_not_to(numbered: str) -> None:
+async def test_not_told_to(numbered: str) -> None:
     with container_cgroup() as cgroup, loads() as started:
         inside = Load(numbered, cgroup)
         started.append(inside)
