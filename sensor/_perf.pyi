@@ -55,6 +55,8 @@ class _Lib:
     RS_FETCHED: int
     RS_LINEAGE: int
     RS_NATIVE: int
+    RS_ALIEN: int
+    RS_BEHIND: int
     RS_FOREIGN: int
     RS_HOLD: int
     RS_DONE: int
@@ -68,6 +70,8 @@ class _Lib:
     RS_FETCH_TEXT: int
     RS_FETCH_BLOCK: int
     RS_FETCH_NAME: int
+    RS_FETCH_32: int
+    RS_FETCH_WITHIN: int
 
     def rs_new(
         self,
@@ -91,7 +95,7 @@ class _Lib:
     def rs_perf_enable(self, fd: int, on: int, /) -> int: ...
     def rs_perf_lost(self, fd: int, /) -> int: ...
     def rs_courier_start(self, e: CData, priority: int, /) -> int: ...
-    def rs_fetch_set(self, e: CData, id: int, fetch: CData, /) -> int: ...
+    def rs_fetch_set(self, e: CData, id: int, fetches: CData, n_fetches: int, /) -> int: ...
     def rs_ring_prompt(self, e: CData, fd: int, cpu: int, pages: int, /) -> int: ...
     def rs_fetch_arguments(
         self,

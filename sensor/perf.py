@@ -343,6 +343,18 @@ def pack_tests(tests: Sequence[Test]) -> tuple[object, bytes]:
     return array, bytes(pool)
 
 
+def pack_fetches(fetches: Sequence[FetchSpec]) -> object:
+    """What the courier is to read, as C has it: array of rs_fetch."""
+    array = ffi.new("rs_fetch[]", max(1, len(fetches)))
+    for target, one in zip(array, fetches, strict=False):
+        target.kind, target.offset, target.count, target.length = one.kind, one.offset, one.count, one.length
+        target.flags, target.front, target.front_offset = one.flags, one.front, one.front_offset
+        target.n_when = len(one.when)
+        for at, when in enumerate(one.when):
+            target.when[at].offset, target.when[at].size, target.when[at].value = when
+    return array
+
+
 def clock() -> int:
     """Now, in the events' clock: CLOCK_MONOTONIC_RAW, ns."""
     now: int = lib.rs_clock()
@@ -383,7 +395,8 @@ class KernelEvent:
         *,
         stack_size: int = 0,
         cgroup: bool = False,
-        fetch: FetchSpec | None = None,
+        fetches: Sequence[FetchSpec] = (),
+        first_argument: bool = False,
     ) -> None:
         self.rings = rings
         self.name = name
@@ -391,13 +404,16 @@ class KernelEvent:
         self.source = source
         self.lane = lane
         self._perf = ffi.new(
-            "rs_perf *", {"tracepoint": event_id, "stack_size": stack_size, "cgroup": cgroup}
+            "rs_perf *",
+            {
+                "tracepoint": event_id,
+                "stack_size": stack_size,
+                "cgroup": cgroup,
+                "first_argument": first_argument,
+            },
         )
-        self._fetch = (
-            ffi.new("rs_fetch *", (fetch.kind, fetch.offset, fetch.count, fetch.length))
-            if fetch
-            else ffi.NULL
-        )
+        self._fetches = pack_fetches(fetches)
+        self._n_fetches = len(fetches)
         self._opened: _Opened | None = None
         self._gone = self._told = 0  # samples lost by perf events that are closed; told of so far
         self.outputs: Callable[[], list[int]] | None = None  # who misses what is lost; None: everybody
@@ -504,9 +520,9 @@ class KernelEvent:
             _check(lib.rs_perf_redirect(fd, self.rings.fd_of(cpu, self.lane)), f"output of {self.name}")
             number = ffi.new("uint64_t *")
             _check(lib.rs_perf_id(fd, number), f"id of {self.name}")
-            if self._fetch != ffi.NULL:
+            if self._n_fetches:
                 _check(
-                    lib.rs_fetch_set(self.rings.engine.handle, number[0], self._fetch),
+                    lib.rs_fetch_set(self.rings.engine.handle, number[0], self._fetches, self._n_fetches),
                     f"fetch of {self.name}",
                 )
             return cpu, fd, number[0]
@@ -521,7 +537,7 @@ class KernelEvent:
 
 def _forget(engine: Engine, fd: int, number: int) -> None:
     lib.rs_event_clear(engine.handle, number)
-    lib.rs_fetch_set(engine.handle, number, ffi.NULL)
+    lib.rs_fetch_set(engine.handle, number, ffi.NULL, 0)
     os.close(fd)
 
 

@@ -146,6 +146,8 @@ class ProcessTable:
         self.on_leave: Callable[[int], object] = int  # and one less
         self.on_learned: Callable[[Process], object] = id  # from procfs, so that its container is not known
         self.on_resync: Callable[[], object] = int
+        self.foreign: set[Process] = set()  # 32-bit ones, the dead too while they are remembered
+        self.on_foreign: list[Callable[[], object]] = []  # the first of them came, or the last went
         self.sync_clock()
 
     def sync_clock(self) -> None:
@@ -283,6 +285,7 @@ class ProcessTable:
         """Drop the processes that have been dead for long."""
         while self._dead and self._dead[0][0] + _GRACE < now:
             _, process = self._dead.popleft()
+            self._note_foreign(process, False)
             if self.by_pid.get(process.pid) is process and not process.alive:
                 del self.by_pid[process.pid]
                 self.engine.clear_process(process.pid)
@@ -336,3 +339,13 @@ class ProcessTable:
             process.container,
             lib.RS_FOREIGN if process.foreign else 0,
         )
+        self._note_foreign(process, process.foreign)
+
+    def _note_foreign(self, process: Process, is_foreign: bool) -> None:
+        if is_foreign == (process in self.foreign):
+            return
+        before = bool(self.foreign)
+        (self.foreign.add if is_foreign else self.foreign.discard)(process)
+        if bool(self.foreign) != before:
+            for tell in self.on_foreign:
+                tell()

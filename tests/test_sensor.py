@@ -15,6 +15,8 @@ from unittest import mock
 import pytest
 from ringside.api.v0 import (
     EventFilter,
+    FileEventFilter,
+    FileEventType,
     LimitModifier,
     Modifier,
     ProcessEventFilter,
@@ -30,6 +32,7 @@ from ringside.sensor import process
 from ringside.sensor._perf import lib
 from ringside.sensor.errors import KernelError, SetupError, UnservableError
 from ringside.sensor.events import process as process_events
+from ringside.sensor.events.ladder import Ladder
 from ringside.sensor.perf import clock
 from ringside.sensor.process import ProcessTable
 from ringside.sensor.sensor import Sensor
@@ -523,6 +526,32 @@ async def test_programs_of_another_architecture_have_other_numbers(kernel: FakeK
         kernel.exec(70, b"/bin/native", b"x", abi=2)
         kernel.enter(6, pid=70)
         assert [one.syscall.id for one in await reader.take(3)] == [2, 5, 6]
+
+
+async def test_what_programs_of_another_architecture_open(kernel: FakeKernel) -> None:
+    """Asked for only while there is one, as others use the numbers for something else."""
+    (kernel.proc.root / "sys/abi").mkdir()
+    (kernel.proc.root / "sys/abi/vsyscall32").write_text("1\n")
+    wanted = [FileEventFilter(type=FileEventType.OPEN, open_flags_mask=1)]
+    with mock.patch.object(Ladder, "_prove"):  # no event of ours comes of this kernel by itself
+        async with kernel.sensor(mechanism="memory") as sensor, reading(sensor, file_events=wanted) as reader:
+            assert not kernel.open_perfs(SYS_ENTER)
+            kernel.exec(50, b"/bin/thirtytwo", b"x", abi=1)
+            sensor.drain_once()
+            (text,) = {one.filter for one in kernel.open_perfs(SYS_ENTER)}
+            assert [f"id == {number}" in (text or "") for number in (5, 8, 295, 437, 6)] == [True] * 4 + [
+                False
+            ]
+            for pid in (50, 60):
+                kernel.enter(5, 0x1000, 1, pid=pid)
+                kernel.enter(5, 0x1000, 2, pid=pid)
+                kernel.enter(8, 0x1000, 0o600, pid=pid)
+            told = await reader.take(2)
+            assert [(one.process_pid, one.file.open_flags) for one in told] == [(50, 1), (50, 0o1101)]
+            assert told[1].file.open_mode == 0o600
+            kernel.exec(50, b"/bin/native", b"x", abi=2)
+            sensor.drain_once()
+            assert not kernel.open_perfs(SYS_ENTER)
 
 
 @pytest.mark.parametrize("include", [False, True])

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from ringside.api.v0 import Event
 
 from .._perf import lib
-from ..errors import UnservableError
-from ..perf import Engine, KernelEvent, Lane, Rings, Route
+from ..errors import KernelError, SetupError, UnservableError
+from ..perf import Engine, KernelEvent, Lane, Rings, Route, clock
 from ..plan import Kernel, Table, compile_plan
 from ..program import Test, compile_program, fields_of, split
 from ..tracefs.filter import ALWAYS, CannotSay, Filter, all_of, any_of
@@ -55,16 +55,23 @@ class BulkEvent:
         self._exclude = self._exclude_self = exclude
         self.constants: dict[str, int] = {}  # fields that this event has not, but whose value is known
         self._wants: list[tuple[int, BulkWant]] = []
+        self._resting = False
         self._plan = compile_plan(Event, table, record)
-        fetch = self._plan.fetch
+        fetches = self._plan.fetches
         self.source = self.engine.open_source(
-            flags | (lib.RS_FETCHED if fetch else 0),
+            flags | (lib.RS_FETCHED if fetches else 0),
             self._plan,
             key_field.offset if key_field else 0,
             key_field.size if key_field else 0,
         )
         self.kernel = KernelEvent(
-            rings, record.name, event_id, self.source, Lane.PROMPT if fetch else Lane.BULK, fetch=fetch
+            rings,
+            record.name,
+            event_id,
+            self.source,
+            Lane.PROMPT if fetches else Lane.BULK,
+            fetches=fetches,
+            first_argument=bool(flags & lib.RS_BEHIND),
         )
         self.kernel.outputs = lambda: self.outputs
 
@@ -92,7 +99,7 @@ class BulkEvent:
         before = list(self._wants)
         self._wants.extend((output, want) for want in wants)
         try:
-            since = self.kernel.open(self.filter())
+            since = self._apply()
             self._reroute()
             return since
         except BaseException:
@@ -107,19 +114,35 @@ class BulkEvent:
             return
         self._wants = [one for one in self._wants if one not in gone]
         self._reroute()
-        if not self._wants:
-            self.kernel.close()
-            return
         try:
-            self.kernel.open(self.filter())
+            self._apply()
         except UnservableError as error:  # the wider filter stays in force; C goes on deciding
             log.warning("%s: could not narrow the filter: %s", self.name, error)
+
+    def rest(self, on: bool) -> None:
+        """While this is on, the kernel leaves out what only wants that `may_rest` are for."""
+        if on == self._resting:
+            return
+        self._resting = on
+        try:
+            self._apply()
+        except (UnservableError, KernelError, SetupError) as error:
+            log.warning("%s: could not change the filter: %s", self.name, error)
+
+    def _awake(self) -> list[BulkWant]:
+        return [want for _, want in self._wants if not (self._resting and want.may_rest)]
+
+    def _apply(self) -> int:
+        if self._awake():
+            return self.kernel.open(self.filter())
+        self.kernel.close()
+        return clock()
 
     def filter(self) -> str | None:
         """The kernel's filter for all wants together; None if every record is wanted."""
         if self._fixed_filter is not None:
             return self._fixed_filter
-        wanted = any_of(want.filter for _, want in self._wants)
+        wanted = any_of(want.filter for want in self._awake())
         for said in (all_of([self._exclude, wanted]), self._exclude):
             with suppress(CannotSay):  # too long: C decides alone
                 return said.text or None
@@ -144,6 +167,7 @@ class BulkWant:
     key: int | None = None
     tests: Sequence[Test] = ()
     note: str = ""  # what the subscriber should know of how it is served
+    may_rest: bool = False  # see BulkEvent.rest()
 
     @classmethod
     def of(
@@ -155,14 +179,18 @@ class BulkWant:
         key: int | None = None,
         tested: Expression | None = None,
         note: str = "",
+        fields: Fields | None = None,
+        may_rest: bool = False,
     ) -> BulkWant:
         """Records that an expression accepts, as far as the kernel can say it decided there.
 
-        `tested` is what C has to decide for itself, all of it if not given (a key decides some).
+        `tested` is what C has to decide for itself, all of it if not given (a key decides some). `fields`
+        are those of the records with this key, if they differ from key to key.
         """
-        said = split(expression, event.fields).kernel
-        tests = compile_program(expression if tested is None else tested, event.fields)
-        return cls(family, event, said, key, tests, note)
+        known = event.fields if fields is None else fields
+        said = split(expression, known).kernel
+        tests = compile_program(expression if tested is None else tested, known)
+        return cls(family, event, said, key, tests, note, may_rest)
 
     def attach(self, output: int) -> int:
         """Have the event's records come to the output."""
@@ -202,6 +230,12 @@ def _by_event(wants: Sequence[Want]) -> list[tuple[BulkEvent | None, list[Any]]]
         event = want.event if isinstance(want, BulkWant) else None
         groups.setdefault(want if event is None else event, (event, []))[1].append(want)
     return list(groups.values())
+
+
+def foreign_flag() -> int:
+    """For records whose numbers are those of 32-bit programs, and only theirs."""
+    flag: int = lib.RS_ALIEN
+    return flag
 
 
 def native_flag() -> int:

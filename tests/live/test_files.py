@@ -25,16 +25,19 @@ FAULT = os.O_NOFOLLOW | os.O_NOATIME | os.O_DIRECTORY
 
 @dataclass(frozen=True)
 class Open:
-    """A call, and what it must be told as. Its name lives as long as this does, whoever reads it late."""
+    """A call, and what it must be told as. What it points at lives as long, whoever reads it late."""
 
     call: int
     name: bytes
     flags: int = 0
     mode: int = 0
     text: ctypes.Array[ctypes.c_char] = field(init=False, compare=False)
+    how: ctypes.Array[ctypes.c_char] = field(init=False, compare=False)  # openat2's
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "text", ctypes.create_string_buffer(self.name))
+        how = struct.pack("=QQQ", self.flags, self.mode, 0)
+        object.__setattr__(self, "how", ctypes.create_string_buffer(how, len(how)))
 
     def make(self, at: int | None = None) -> None:
         """Call the kernel, which finds no such file; `at` is another place for the name."""
@@ -46,15 +49,13 @@ class Open:
         elif self.call == OPENAT:
             result = LIBC.syscall(OPENAT, AT_FDCWD, name, self.flags, self.mode)
         else:
-            how = struct.pack("=QQQ", self.flags, self.mode, 0)
-            result = LIBC.syscall(OPENAT2, AT_FDCWD, name, how, len(how))
+            result = LIBC.syscall(OPENAT2, AT_FDCWD, name, self.how, len(self.how))
         assert result == -1
         assert ctypes.get_errno() in (errno.ENOENT, errno.EFAULT, errno.ENAMETOOLONG)
 
-    def told(self, flags: bool = True) -> tuple[str, int, int]:
-        """Filename, flags and mode of its event; without flags if the rung does not see them."""
-        name = self.name.decode(errors="replace")
-        return (name, self.flags, self.mode) if flags else (name, 0, 0)
+    def told(self) -> tuple[str, int, int]:
+        """Filename, flags and mode of its event."""
+        return self.name.decode(errors="replace"), self.flags, self.mode
 
 
 def told(event: Event) -> tuple[str, int, int]:
@@ -122,13 +123,13 @@ async def test_each_call(rung: str, record_property: Told) -> None:
             end.make()
             events = await stream.until(is_end)
         LIBC.mprotect(ctypes.c_void_p(at + mmap.PAGESIZE), mmap.PAGESIZE, 3)
-    expected = [
-        call.told(call.call != OPENAT2 or rung == "kprobe") for call in calls if is_told(rung, call.name)
-    ]
+    expected = [call.told() for call in calls if is_told(rung, call.name)]
     wanted = [one for one in map(told, events) if one[0] and "ringside" in one[0]]
     assert wanted == [*expected, edge.told(), Open(OPENAT, END).told()]
     assert [one for one in map(told, events) if one[1] == FAULT] == [("", FAULT, 0)] * 4
-    unread = [one for one in map(told, events) if not one[0] and one[1] != FAULT]
+    unread = [
+        one for one in map(told, events) if not one[0] and not one[1]
+    ]  # the sensor's own have O_CLOEXEC
     assert len(unread) == sum(not is_told(rung, call.name) for call in calls)
 
 
