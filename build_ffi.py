@@ -15,7 +15,8 @@ ffibuilder.set_source(
     '#include "_perf.c"',
     include_dirs=["sensor"],
     depends=[
-        f"sensor/{name}" for name in ("_perf.c", "_perf.h", "_bytes.h", "_plan.c", "_rings.c", "_courier.c")
+        f"sensor/{name}"
+        for name in ("_perf.c", "_perf.h", "_bytes.h", "_plan.c", "_rings.c", "_bpf.c", "_courier.c")
     ],
     py_limited_api=True,
     extra_compile_args=[

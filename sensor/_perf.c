@@ -14,6 +14,7 @@
 #endif
 #include <errno.h>
 #include <inttypes.h>
+#include <linux/bpf.h>
 #include <linux/perf_event.h>
 #include <poll.h>
 #include <pthread.h>
@@ -707,6 +708,7 @@ void rs_event_clear(rs_engine *e, uint64_t id)
 }
 
 #include "_rings.c"
+#include "_bpf.c"
 #include "_courier.c"
 
 /* ---- the drain ------------------------------------------------------------------------------------ */
@@ -798,6 +800,17 @@ uint64_t rs_release(rs_engine *e, uint32_t container)
     return released;
 }
 
+/* What a sample says of the caller, behind the record: its registers' kind and its cgroup, see rs_perf. */
+static void caller(struct fetched *f, const uint8_t *more, size_t left)
+{
+    if (STACK_POINTER && left >= 8) {
+        size_t size = (f->abi = load(more, 8)) ? 16 : 8;
+        more += size;
+        left -= size < left ? size : left;
+    }
+    f->cgroup = left >= 8 ? load(more, 8) : 0;
+}
+
 /* One sample: 0 to go on, or why to stop. */
 static int sample(rs_engine *e, struct ring *r, rs_stop *stop)
 {
@@ -842,6 +855,8 @@ static int sample(rs_engine *e, struct ring *r, rs_stop *stop)
         rec.side = view.at;
         rec.side_length = view.length;
     }
+    if (s->flags & RS_CALLER)
+        caller(&f, more, left);
     if (s->flags & RS_LIFECYCLE) {
         *stop = (rs_stop){.index = (int32_t)(r - e->rings), .cpu = r->cpu, .source = event->source, .pid = rec.pid,
                           .tid = rec.tid, .raw = rec.raw, .raw_length = (uint32_t)rec.raw_length,

@@ -61,6 +61,7 @@ enum { /* flags of a source */
     RS_LIFECYCLE = 1, /* its records go to Python */
     RS_FETCHED = 2,   /* its samples come through the courier, with memory of the caller behind them */
     RS_LINEAGE = 4,   /* its events carry the lineage */
+    RS_CALLER = 8,    /* its samples bring the caller's ABI and cgroup, see rs_perf */
     RS_NATIVE = 16,   /* records of processes flagged RS_FOREIGN are left out */
     RS_ALIEN = 32,    /* records of all others are */
     RS_BEHIND = 64    /* what a sample brings behind the record is taken for memory that came with it */
@@ -132,13 +133,19 @@ uint64_t rs_clock(void);
 const rs_counters *rs_count(const rs_engine *e);
 uint64_t rs_sequence(const rs_engine *e);
 
+enum {
+    RS_PERF_RING = -1,
+    RS_PERF_OUTPUT = -2 /* what bpf programs hand to it */
+};
+
 /* What a perf event samples, and when it wakes its reader. */
 typedef struct {
-    int64_t tracepoint;      /* its id; -1: nothing, only a ring to write to */
+    int64_t tracepoint;      /* its id; RS_PERF_RING: nothing, only a ring to write to; RS_PERF_OUTPUT */
     uint32_t watermark;      /* wake the reader when this many bytes are waiting; 0: for each sample */
     uint32_t stack_size;     /* bytes of the user's stack, a multiple of 8, for RS_FETCH_ARGUMENTS */
-    uint32_t cgroup;         /* the id of the cgroup too, for RS_FETCH_ARGUMENTS */
-    uint32_t first_argument; /* the user's registers' ABI, and the register of a 32-bit call's first argument */
+    uint32_t abi;            /* the caller's ABI: that of its registers, for RS_CALLER */
+    uint32_t cgroup;         /* the id of the cgroup too, for RS_FETCH_ARGUMENTS and RS_CALLER */
+    uint32_t first_argument; /* the ABI, and the register of a 32-bit call's first argument, for RS_BEHIND */
 } rs_perf;
 
 int rs_perf_open(const rs_perf *perf, int cpu, int cgroup_fd);
@@ -147,6 +154,12 @@ int rs_perf_filter(int fd, const char *filter);
 int rs_perf_redirect(int fd, int ring_fd);
 int rs_perf_enable(int fd, int on);
 int64_t rs_perf_lost(int fd);
+int rs_perf_program(int fd, int program);
+
+int rs_bpf_map(uint32_t type, uint32_t key_size, uint32_t value_size, uint32_t entries);
+int rs_bpf_map_set(int map, const uint8_t *key, const uint8_t *value);
+int rs_bpf_program(const char *name, const uint8_t *code, uint32_t count, uint8_t *log, uint32_t log_size);
+int64_t rs_bpf_missed(int program);
 
 /* What the courier reads of a caller's memory, the moment a perf event's record is there. */
 enum {

@@ -23,7 +23,9 @@ int rs_perf_open(const rs_perf *perf, int cpu, int cgroup_fd)
     struct perf_event_attr attr = {
         .size = sizeof attr,
         .type = perf->tracepoint < 0 ? PERF_TYPE_SOFTWARE : PERF_TYPE_TRACEPOINT,
-        .config = perf->tracepoint < 0 ? PERF_COUNT_SW_DUMMY : (uint64_t)perf->tracepoint,
+        .config = perf->tracepoint == RS_PERF_OUTPUT ? PERF_COUNT_SW_BPF_OUTPUT
+                  : perf->tracepoint < 0             ? PERF_COUNT_SW_DUMMY
+                                                     : (uint64_t)perf->tracepoint,
         .sample_period = 1,
         .sample_type = PERF_SAMPLE_IDENTIFIER | PERF_SAMPLE_TID | PERF_SAMPLE_TIME | PERF_SAMPLE_RAW,
         .disabled = 1,
@@ -40,9 +42,13 @@ int rs_perf_open(const rs_perf *perf, int cpu, int cgroup_fd)
         attr.sample_regs_user = STACK_POINTER;
         attr.sample_stack_user = perf->stack_size;
     }
+    if (perf->abi && STACK_POINTER) {
+        attr.sample_type |= PERF_SAMPLE_REGS_USER; /* of which the ABI is a part; it takes one at least */
+        attr.sample_regs_user = STACK_POINTER;
+    }
     if (perf->first_argument && FIRST_ARGUMENT) {
         attr.sample_type |= PERF_SAMPLE_REGS_USER;
-        attr.sample_regs_user |= FIRST_ARGUMENT;
+        attr.sample_regs_user = FIRST_ARGUMENT;
     }
     if (perf->cgroup)
         attr.sample_type |= PERF_SAMPLE_CGROUP;

@@ -23,6 +23,7 @@ from ringside.api.v0 import Event, GetEventsResponse, TelemetryEvent
 
 from . import wire
 from ._perf import ffi, lib
+from .bpf import Attachment, Loaded, load_programs
 from .errors import KernelError, SetupError, UnservableError
 from .plan import FetchSpec, Plan
 
@@ -376,6 +377,8 @@ class _Opened:
 
     filter: str | None
     events: list[tuple[int, int, int]] = field(default_factory=list)
+    programs: Loaded | None = None
+    attached: list[int] = field(default_factory=list)  # descriptors of perf events that hold the programs
 
 
 class KernelEvent:
@@ -438,6 +441,7 @@ class KernelEvent:
         fresh = _Opened(filter_text)
         self.rings.acquire(self.lane)
         try:
+            self._prepare(fresh)
             for cpu in self.rings.cpus:
                 fresh.events.append(self._open_on(cpu, filter_text))
             for _, _, number in fresh.events:
@@ -447,6 +451,7 @@ class KernelEvent:
                 )
             for _, fd, _ in fresh.events:
                 _check(lib.rs_perf_enable(fd, 1), f"enable {self.name}")
+            self._begin(fresh)
         except BaseException:
             self._close(fresh)
             self.rings.release(self.lane)
@@ -458,6 +463,7 @@ class KernelEvent:
         if stale is not None:
             for _, _, number in stale.events:
                 lib.rs_event_set(self.rings.engine.handle, number, self.source, 0, now)
+            self._end(stale)
             self.rings.retire(self, stale.events)
             self.rings.release(self.lane)
         else:
@@ -469,6 +475,7 @@ class KernelEvent:
         if self._opened is not None:
             stale, self._opened = self._opened, None
             self.rings.open_events.remove(self)
+            self._end(stale)
             self.rings.retire(self, stale.events)
             self.rings.release(self.lane)
 
@@ -531,8 +538,95 @@ class KernelEvent:
             raise
 
     def _close(self, opened: _Opened) -> None:
+        self._end(opened)
         for _, fd, number in opened.events:
             _forget(self.rings.engine, fd, number)
+
+    def _prepare(self, opened: _Opened) -> None:
+        """Before its perf events are opened."""
+
+    def _begin(self, opened: _Opened) -> None:
+        """Its perf events are enabled."""
+
+    def _end(self, opened: _Opened) -> None:
+        """Its perf events are about to be disabled; idempotent."""
+
+
+class ProgramEvent(KernelEvent):
+    """What bpf programs emit (bpf.emit), in place of a tracepoint's own records.
+
+    The programs go into the kernel when it is opened; `build` makes them for a filter. The filter's meaning
+    is theirs: with None they let everything pass. `caller`: records bring the caller's ABI and the id of its
+    cgroup, for a source with RS_CALLER.
+    """
+
+    def __init__(
+        self,
+        rings: Rings,
+        name: str,
+        build: Callable[[str | None], Sequence[Attachment]],
+        source: int,
+        lane: Lane,
+        *,
+        caller: bool = False,
+    ) -> None:
+        super().__init__(rings, name, lib.RS_PERF_OUTPUT, source, lane, cgroup=caller)
+        self._perf.abi = caller
+        self._build = build
+        self._missed = self._counted = 0  # by programs that are gone; by all, as in the losses
+
+    def add_cpu(self, cpu: int) -> None:
+        """Open it on a CPU that came up."""
+        super().add_cpu(cpu)
+        if self._opened is not None:
+            self._connect(self._opened, cpu)
+
+    def drop_cpu(self, cpu: int) -> None:
+        """Close it on a CPU that went down."""
+        if self._opened is not None and self._opened.programs is not None:
+            self._opened.programs.set_output(cpu, None)
+        super().drop_cpu(cpu)
+
+    def lost(self) -> int | None:
+        """Records that found a ring full, and programs that did not run, since the last time."""
+        programs = self._opened.programs if self._opened else None
+        now = self._missed + (programs.missed() if programs else 0)
+        self._gone += now - self._counted
+        self._counted = now
+        return super().lost()
+
+    def _open_on(self, cpu: int, filter_text: str | None) -> tuple[int, int, int]:  # noqa: ARG002
+        return super()._open_on(cpu, None)
+
+    def _prepare(self, opened: _Opened) -> None:
+        opened.programs = load_programs(self.name, self._build(opened.filter))
+
+    def _connect(self, opened: _Opened, cpu: int | None = None) -> None:
+        for there, fd, _ in opened.events:
+            if opened.programs is not None and cpu in (None, there):
+                opened.programs.set_output(there, fd)
+
+    def _begin(self, opened: _Opened) -> None:
+        self._connect(opened)
+        for tracepoint, program in opened.programs.programs if opened.programs else ():
+            # on one CPU, and never enabled: it only holds the program, which then runs on all
+            fd = lib.rs_perf_open(ffi.new("rs_perf *", {"tracepoint": tracepoint}), self.rings.cpus[0], -1)
+            if fd < 0:
+                raise _refused(self.name, -fd)
+            opened.attached.append(fd)
+            result = lib.rs_perf_program(fd, program)
+            if result < 0:
+                raise UnservableError(
+                    self.name, f"the kernel attaches no bpf program to it: {os.strerror(-result)}"
+                )
+
+    def _end(self, opened: _Opened) -> None:
+        for fd in opened.attached:
+            os.close(fd)
+        opened.attached.clear()
+        if opened.programs is not None:
+            self._missed += opened.programs.missed()
+            opened.programs.close()
 
 
 def _forget(engine: Engine, fd: int, number: int) -> None:
@@ -698,7 +792,7 @@ class Rings:
         return (one.fd for one in self._rings.values())
 
     def _open(self, cpu: int, lane: Lane) -> None:
-        perf = ffi.new("rs_perf *", {"tracepoint": -1, "watermark": self.watermark(lane)})
+        perf = ffi.new("rs_perf *", {"tracepoint": lib.RS_PERF_RING, "watermark": self.watermark(lane)})
         fd = lib.rs_perf_open(perf, cpu, -1)
         if fd < 0:
             raise _refused("a ring", -fd)

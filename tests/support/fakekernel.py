@@ -22,7 +22,7 @@ from unittest import mock
 
 from ringside.api.descriptors import message_class
 from ringside.api.v0 import EventFilter, Subscription
-from ringside.sensor import perf, sensor
+from ringside.sensor import bpf, perf, sensor
 from ringside.sensor._perf import lib
 from ringside.sensor.config import Config
 from ringside.sensor.errors import RingsideError
@@ -183,6 +183,9 @@ class FakeKernel:
     def rs_perf_lost(self, fd: int) -> int:
         return self.perfs[fd].lost
 
+    def rs_bpf_map(self, *_: int) -> int:
+        return -errno.EPERM
+
     def rs_ring_open(self, engine: Any, fd: int, cpu: int, pages: int) -> int:
         ring = self.rings[fd] = FakeRing(pages)
         return int(lib.rs_ring_attach(engine, ring.memory, pages, PAGE, cpu))
@@ -288,6 +291,7 @@ class FakeKernel:
         """While this lasts, a sensor that is started finds this kernel."""
         with (
             mock.patch.object(perf, "lib", self),
+            mock.patch.object(bpf, "lib", self),
             mock.patch.object(perf, "online_cpus", side_effect=lambda: list(self.cpus)),
             mock.patch.object(perf, "raise_file_limit"),
             mock.patch.object(sensor, "open_tracefs", return_value=Tracefs(self.tracefs, writable=False)),
