@@ -93,7 +93,9 @@ class Config:
         "process", "Which events carry the lineage: process (and container) events, or all."
     )
     mechanism: str = _setting(
-        "auto", "How file names and addresses are had: auto (the best), kprobe or memory."
+        "auto",
+        "How command lines, exit statuses, file names and addresses are had: auto (the best), program (bpf),"
+        " kprobe or memory.",
     )
     sensor_id: str = _setting("", "The sensor's name in events; made from the host's boot id if not given.")
     proc: str = _setting("/proc", "Where the host's procfs is mounted.")
@@ -132,8 +134,8 @@ class Config:
             raise RequestError("hold", "must be from 0 to 10s")
         if self.lineage not in ("process", "all"):
             raise RequestError("lineage", f"{self.lineage!r} is neither process nor all")
-        if self.mechanism not in ("auto", "kprobe", "memory"):
-            raise RequestError("mechanism", f"{self.mechanism!r} is none of auto, kprobe, memory")
+        if self.mechanism not in ("auto", "program", "kprobe", "memory"):
+            raise RequestError("mechanism", f"{self.mechanism!r} is none of auto, program, kprobe, memory")
         if self.sensor_id and not re.fullmatch(r"[\w.-]{1,40}", self.sensor_id):
             raise RequestError("sensor-id", "1 to 40 letters, digits, dots, dashes or underscores")
         for address in self.listen:

@@ -8,21 +8,23 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from .events.process_facts import Facts
+    from .process import Process
 
 _COST = 400  # bytes that one event takes, about, besides its texts
 
 
 class Past(NamedTuple):
-    """One event as it was: the listener's kind, when and where, and what its body is made of."""
+    """One event as it was: when and where, whose, and what its body is made of."""
 
-    kind: Any
     time: int
     cpu: int
     tid: int
-    subject: Any
-    facts: dict[str, Any]
-    size: int
+    process: Process
+    facts: Facts
 
 
 class History:
@@ -34,16 +36,13 @@ class History:
         self._used = 0
         self.since = 0  # nothing older is known
 
-    def add(
-        self, kind: Any, time: int, cpu: int, tid: int, subject: Any, facts: dict[str, Any], text: int = 0
-    ) -> None:
-        """Keep one; `text` is how many bytes of text it holds."""
-        past = Past(kind, time, cpu, tid, subject, facts, _COST + text)
-        self._events.append(past)
-        self._used += past.size
+    def add(self, time: int, cpu: int, tid: int, process: Process, facts: Facts) -> None:
+        """Keep one."""
+        self._events.append(Past(time, cpu, tid, process, facts))
+        self._used += _COST + facts.size
         while self._used > self._size and self._events:
             gone = self._events.popleft()
-            self._used -= gone.size
+            self._used -= _COST + gone.facts.size
             self.since = gone.time
 
     def since_time(self, time: int) -> Iterator[Past]:

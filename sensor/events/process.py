@@ -3,14 +3,15 @@
 What serves them, the same on every kernel since 5.10:
 
 - task:task_newtask tells a fork, and by its clone flags a process from a thread.
-- sched:sched_process_exec tells an exec. Its sample brings the top of the new program's stack, where the
-  kernel has just put argc, argv and the strings (fs/binfmt_elf.c, create_elf_tables), so that the command
-  line is mostly there however short the program lives. Between the pointers and the strings lies a gap of
-  random size, and a page of it that was never touched ends the sample early: then the courier reads the
-  strings from the process's memory, at an address that no other program of that process has them at.
+- sched:sched_process_exec tells an exec. A bpf program there reads the command line in the kernel. Where none
+  is permitted, the sample brings the top of the new program's stack, where the kernel has just put argc, argv
+  and the strings (fs/binfmt_elf.c, create_elf_tables), so that the command line is mostly there however short
+  the program lives. Between the pointers and the strings lies a gap of random size, and a page of it that was
+  never touched ends the sample early: then the courier reads the strings from the process's memory, at an
+  address that no other program of that process has them at.
 - sched:sched_process_exit tells that a thread is gone, since 6.16 also whether it was the last; before,
   threads are counted.
-- The exit status comes from a kprobe on do_exit or from the proc connector.
+- The exit status comes from a bpf program there, from a kprobe on do_exit or from the proc connector.
 """
 
 from __future__ import annotations
@@ -20,20 +21,25 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ringside.api.v0 import Event, ProcessEvent, ProcessEventFilter, ProcessEventType
+from ringside.api.v0 import Event, ProcessEventFilter, ProcessEventType
 
 from .. import wire
 from .._perf import ffi, lib
-from ..errors import KernelError, RequestError, SetupError, UnservableError
+from ..bpf import Attachment, Program
+from ..btf import Btf, read_btf
+from ..errors import RequestError, UnservableError
 from ..exits import ExitConnector
 from ..glob import glob_match
 from ..history import History
-from ..perf import KernelEvent, Lane
+from ..perf import KernelEvent, Lane, ProgramEvent, clock
 from ..plan import FetchKind, FetchSpec
 from ..process import Process
 from ..tracefs.format import Format
 from ..tracefs.probe import Probe, create
 from . import Mechanism
+from .process_facts import Executed, Exited, Facts, Forked
+from .process_programs import EXECUTED, EXITED, exec_program, exit_program
+from .process_ways import Proof, Reached, Way
 
 if TYPE_CHECKING:
     from ..sensor import Sensor
@@ -43,6 +49,7 @@ _CLONE_THREAD = 0x00010000
 _STACK = 12 << 10  # bytes: pointers, the gap of up to 8 KiB, and the first strings
 _LONGEST = 2 << 20  # bytes of a command line that is kept
 _MAX_PATTERN = 4096
+_PATIENCE = 20_000_000  # ns that what a program has told may take to be read
 _PENDING = 20_000_000  # ns that an exit waits for its status
 _PATH_MAX = 4096
 _MOST_CODES = 4096
@@ -93,13 +100,13 @@ class ProcessWant:
         if (output, self) in listeners:
             listeners.remove((output, self))
 
-    def accepts(self, facts: dict[str, Any]) -> bool:
-        """True if an event with these fields is wanted. An exit whose status is unknown: only if any is."""
-        return (
-            (self.filename is None or facts["exec_filename"] == self.filename)
-            and (self.pattern is None or glob_match(self.pattern, facts["exec_filename"]))
-            and (self.code is None or facts.get("exit_code") == self.code)
-        )
+    def accepts(self, facts: Facts) -> bool:
+        """True if an event that says this is wanted. An exit whose status is unknown: only if any is."""
+        if isinstance(facts, Executed):
+            return (self.filename is None or facts.filename == self.filename) and (
+                self.pattern is None or glob_match(self.pattern, facts.filename)
+            )
+        return self.code is None or (isinstance(facts, Exited) and facts.code == self.code)
 
 
 class ProcessFamily:
@@ -116,10 +123,8 @@ class ProcessFamily:
         self.history = History(sensor.config.history_size)
         self.connector: ExitConnector | None = None
         self._exit_probe: Probe | None = None
-        self._exit_status = ""  # how it is had; empty if it is not
-        self._exit_note = ""
         self._codes: dict[int, int] = {}
-        self._exit_bodies: dict[int | None, bytes] = {}
+        self._untold = 0 if sensor.config.include_self else sensor.pid  # whose events nobody gets
         tracefs = sensor.tracefs
         newtask = tracefs.read_format("task", "task_newtask")
         executed = tracefs.read_format("sched", "sched_process_exec")
@@ -132,39 +137,98 @@ class ProcessFamily:
         self._exited = Layout(exited, "group_dead") if self._group_dead else None
         self._renamed = Layout(renamed, "pid") if "pid" in renamed else None  # else it is the caller itself
         self._renamed_comm = renamed["newcomm"].offset
-        processes_only = f"!(clone_flags & {_CLONE_THREAD})" if self._group_dead else None
-        self._events = [
-            (newtask, self._on_newtask, processes_only, None),
-            (executed, self._on_exec, None, FetchSpec(FetchKind.ARGUMENTS)),
-            (exited, self._on_exit, "group_dead == 1" if self._group_dead else None, None),
-            (renamed, self._on_rename, None, None),
-        ]
+        self._records = {"newtask": newtask, "exec": executed, "exit": exited, "rename": renamed}
+        self._told_exec = Layout(EXECUTED, "address", "length", "filename", "arguments")
+        self._told_exit = Layout(EXITED, "code")
+        self._btf: Btf | None = None
         self._opened: list[KernelEvent] = []
 
     # -- service -----------------------------------------------------------------------------------
 
     def open(self) -> None:
         """Begin to follow processes."""
-        for record, handler, filter_text, fetch in self._events:
-            self.follow(record, handler, filter_text, fetch)
-        self._open_exit_status()
-
-    def _open_exit_status(self) -> None:
-        notes = []
-        ways = (
-            ("kprobe", "kprobe on do_exit", self._probe_exits),
-            ("connector", "proc connector", self._connect),
+        config = self._sensor.config
+        self.follow(
+            self._records["newtask"],
+            self._on_newtask,
+            f"!(clone_flags & {_CLONE_THREAD})" if self._group_dead else None,
         )
-        for name, mechanism, start in ways:
-            if self._sensor.config.mechanism == "memory" and name == "kprobe":
-                continue
-            try:
-                start()
-                self._exit_status = mechanism
-                return
-            except (UnservableError, KernelError, RequestError, SetupError) as error:
-                notes.append(error.cause if isinstance(error, UnservableError) else str(error))
-        self._exit_note = "; ".join(notes)
+        self.follow(self._records["rename"], self._on_rename)
+        self._exec = Reached(
+            (
+                Way("program", "bpf program at the exec", self._load_exec),
+                Way("stack", "the new program's stack, in the exec's sample", self._sample_stack),
+            ),
+            config.mechanism,
+        )
+        self._exit = Reached(
+            (
+                Way("program", "bpf program at the exit", self._load_exit),
+                Way("kprobe", "kprobe on do_exit", self._probe_exits),
+                Way("connector", "proc connector", self._connect),
+            ),
+            config.mechanism,
+        )
+        if self._exit.name != "program":
+            self.follow(self._records["exit"], self._on_exit, "group_dead == 1" if self._group_dead else None)
+
+    # -- ways to the command line and the exit status -----------------------------------------------
+
+    def _load_exec(self) -> None:
+        def is_it(raw: Any, proof: Proof) -> bool:
+            return self._read_exec(raw)[1].split(b"\0")[:-1] == proof.arguments
+
+        self._follow_program("exec", exec_program, self._on_exec_told, is_it, caller=True)
+
+    def _load_exit(self) -> None:
+        def is_it(raw: Any, proof: Proof) -> bool:
+            code: int = self._told_exit.read(raw)[0]
+            return code == proof.status
+
+        self._follow_program("exit", exit_program, self._on_exit_told, is_it)
+
+    def _sample_stack(self) -> None:
+        self.follow(self._records["exec"], self._on_exec, None, FetchSpec(FetchKind.ARGUMENTS))
+
+    def _follow_program(
+        self,
+        name: str,
+        make: Callable[[Btf, Format], Program],
+        handler: Callable[[], int],
+        is_it: Callable[[Any, Proof], bool],
+        *,
+        caller: bool = False,
+    ) -> None:
+        """Have what a bpf program at a tracepoint tells handled, once it has told of a program of ours."""
+        sensor, record = self._sensor, self._records[name]
+        if self._btf is None:
+            self._btf = read_btf()
+        attachment = Attachment(record.id, make(self._btf, record))
+        source = self._engine.open_source(lib.RS_LIFECYCLE | (lib.RS_CALLER if caller else 0))
+        event = ProgramEvent(
+            sensor.rings, record.name, lambda _: [attachment], source, Lane.LIFECYCLE, caller=caller
+        )
+        event.open()
+        try:
+            self._prove(event, is_it)
+        except BaseException:
+            event.close()
+            raise
+        self.handlers[source] = handler
+        self._opened.append(event)
+
+    def _prove(self, event: ProgramEvent, is_it: Callable[[Any, Proof], bool]) -> None:
+        """Nothing is known of any process yet, so whatever else is in the rings may be passed over."""
+        proof = Proof.run()
+        stop = self._engine.stop
+        until = clock() + _PATIENCE
+        while True:
+            why = self._engine.drain(0)
+            if why == lib.RS_RECORD and stop.source == event.source and stop.pid == proof.pid:
+                if is_it(ffi.buffer(stop.raw, stop.raw_length), proof):
+                    return
+            elif why == lib.RS_DONE and clock() > until:
+                raise UnservableError(FAMILY, "it was set up, but did not tell of a program of our own")
 
     def _probe_exits(self) -> None:
         sensor = self._sensor
@@ -237,17 +301,16 @@ class ProcessFamily:
             Mechanism(
                 FAMILY, True, "task_newtask, sched_process_exec and sched_process_exit tracepoints", last
             ),
-            Mechanism(
-                "command lines", True, "the new program's stack, in the exec's sample", "or read at once"
-            ),
+            Mechanism("command lines", True, self._exec.mechanism, self._exec.note or "or read at once"),
             Mechanism(
                 "exit status",
-                bool(self._exit_status),
-                self._exit_status or "none",
-                self._exit_note,
+                bool(self._exit.mechanism),
+                self._exit.mechanism or "none",
+                self._exit.note,
                 ""
-                if self._exit_status
-                else "the host's network namespace and CAP_NET_ADMIN, or a kernel with kprobes",
+                if self._exit.mechanism
+                else "CAP_BPF and CAP_PERFMON, or the host's network namespace and CAP_NET_ADMIN,"
+                " or a kernel with kprobes",
             ),
         ]
 
@@ -275,8 +338,8 @@ class ProcessFamily:
             if len(want.pattern) > _MAX_PATTERN:
                 raise RequestError(f"{path}.exec_filename_pattern", f"longer than {_MAX_PATTERN} bytes")
         want.code = request.exit_code
-        if want.code is not None and not self._exit_status:
-            raise UnservableError(FAMILY, "the exit status is not known here", self._exit_note)
+        if want.code is not None and not self._exit.mechanism:
+            raise UnservableError(FAMILY, "the exit status is not known here", self._exit.note)
         return [want]
 
     # -- records -----------------------------------------------------------------------------------
@@ -295,7 +358,7 @@ class ProcessFamily:
         ):  # the idle task forks init; a CPU that comes up gets an idle task, pid 0
             return RESULT
         child = self._table.forked(stop.time, parent, pid, text_at(raw, self._newtask_comm, 16))
-        self._tell(ProcessEventType.FORK, parent, {"fork_child_pid": pid, "fork_child_id": child.id})
+        self._tell(parent, Forked(pid, child.id))
         return RESULT
 
     def _on_exec(self) -> int:
@@ -303,6 +366,27 @@ class ProcessFamily:
         raw = ffi.buffer(stop.raw, stop.raw_length)
         word = self._filename.read(raw)[0] & 0xFFFFFFFF
         filename = text_at(raw, word & 0xFFFF, word >> 16)
+        self._executed(filename, self._sampled_arguments())
+        return RESULT
+
+    def _on_exec_told(self) -> int:
+        stop = self._engine.stop
+        self._executed(*self._read_exec(ffi.buffer(stop.raw, stop.raw_length)))
+        return RESULT
+
+    def _read_exec(self, raw: Any) -> tuple[bytes, bytes]:
+        """File name and command line that the bpf program has told."""
+        address, length, name, line = self._told_exec.read(raw)
+        at = name & 0xFFFF
+        filename = bytes(raw[at : at + (name >> 16)]).removesuffix(b"\0")
+        at = line & 0xFFFF
+        text = bytes(raw[at : at + (line >> 16)])
+        if len(text) < length:  # longer than a record can be, or not present just then
+            text = self._read_on(address, length, text)
+        return filename, text
+
+    def _executed(self, filename: bytes, arguments: bytes) -> None:
+        stop = self._engine.stop
         process = self._table.get(stop.pid)
         foreign = stop.abi == 1
         if foreign != process.foreign:
@@ -311,37 +395,31 @@ class ProcessFamily:
         if not self._group_dead and stop.time > process.counted_at:
             process.threads = 1
         self._sensor.container_family.executed(process, stop.cgroup)
-        arguments = self._arguments()
-        self._tell(
-            ProcessEventType.EXEC,
-            process,
-            {"exec_filename": filename, "exec_command_line": arguments},
-            len(filename) + sum(map(len, arguments)),
-        )
-        return RESULT
+        self._tell(process, Executed(filename, arguments))
 
-    def _arguments(self) -> list[bytes]:
+    def _sampled_arguments(self) -> bytes:
         """The command line of the program whose exec is at hand; empty if it could not be had."""
         stop = self._engine.stop
         text = bytes(ffi.buffer(stop.memory, stop.memory_length)) if stop.memory_length else b""
-        if not stop.complete and stop.argc:  # longer than a record can be; the program may still be there
-            buffer = bytearray(_LONGEST)
-            read = lib.rs_read_memory(stop.pid, stop.address, ffi.from_buffer(buffer), _LONGEST)
-            text = bytes(buffer[:read]) if read > len(text) else text
+        if not stop.complete and stop.argc:  # longer than a record can be
+            text = self._read_on(stop.address, _LONGEST, text)
         found = text.split(b"\0", stop.argc)
-        return found[: stop.argc] if len(found) > stop.argc else found[:-1]
+        return b"".join([one + b"\0" for one in found[: stop.argc]]) if len(found) > stop.argc else text
+
+    def _read_on(self, address: int, length: int, known: bytes) -> bytes:
+        """A command line from the memory of its process, if that still runs; else what is known of it."""
+        length = min(length, _LONGEST)
+        buffer = bytearray(length)
+        read = lib.rs_read_memory(self._engine.stop.pid, address, ffi.from_buffer(buffer), length)
+        return bytes(buffer[:read]) if read > len(known) else known
 
     def _on_exit(self) -> int:
         stop = self._engine.stop
         if self._exited is not None and not self._exited.read(ffi.buffer(stop.raw, stop.raw_length))[0]:
             return RESULT  # a thread; the kernel's filter leaves these out, if it could be set
-        process = self._table.get(stop.pid)
-        if not self._group_dead:
-            if not process.alive or stop.time <= process.counted_at:
-                return RESULT
-            process.threads -= 1
-            if process.threads > 0:
-                return RESULT
+        process = self._last_thread()
+        if process is None:
+            return RESULT
         code = self._codes.pop(stop.tid, None)
         wanted = self.listeners[ProcessEventType.EXIT] or process.container
         if code is None and self.connector is not None and wanted:
@@ -353,18 +431,33 @@ class ProcessFamily:
                 if not self._group_dead:
                     process.threads += 1  # this record comes again
                 return WAIT
-        facts: dict[str, Any] = {}
-        if code is not None:
-            facts = {
-                "exit_code": code,
-                "exit_status": code >> 8 & 0xFF,
-                "exit_signal": code & 0x7F,
-                "exit_core_dumped": bool(code & 0x80),
-            }
-            self._sensor.container_family.process_exited(process, code)
-        self._tell(ProcessEventType.EXIT, process, facts)
-        self._table.exited(stop.time, process)
+        self._exit_of(process, code)
         return RESULT
+
+    def _on_exit_told(self) -> int:
+        stop = self._engine.stop
+        process = self._last_thread()
+        if process is not None:
+            self._exit_of(process, self._told_exit.read(ffi.buffer(stop.raw, stop.raw_length))[0])
+        return RESULT
+
+    def _last_thread(self) -> Process | None:
+        """The process that is gone with the thread at hand; None if others of it are left."""
+        stop = self._engine.stop
+        process = self._table.get(stop.pid)
+        if not self._group_dead:
+            if not process.alive or stop.time <= process.counted_at:
+                return None
+            process.threads -= 1
+            if process.threads > 0:
+                return None
+        return process
+
+    def _exit_of(self, process: Process, code: int | None) -> None:
+        if code is not None:
+            self._sensor.container_family.process_exited(process, code)
+        self._tell(process, Exited(code))
+        self._table.exited(self._engine.stop.time, process)
 
     def _on_rename(self) -> int:
         stop = self._engine.stop
@@ -375,26 +468,16 @@ class ProcessFamily:
             self._table.renamed(process, text_at(raw, self._renamed_comm, 16))
         return RESULT
 
-    def _tell(self, kind: ProcessEventType, process: Process, facts: dict[str, Any], text: int = 0) -> None:
+    def _tell(self, process: Process, facts: Facts) -> None:
         """An event of this process, to whom it may interest, now or later."""
         stop = self._engine.stop
-        if process.pid != self._sensor.pid or self._sensor.config.include_self:
-            self.history.add(kind, stop.time, stop.cpu, stop.tid, process, facts, text)
-        outputs = [output for output, want in self.listeners[kind] if want.accepts(facts)]
+        if process.pid != self._untold:
+            self.history.add(stop.time, stop.cpu, stop.tid, process, facts)
+        listeners = self.listeners[facts.kind]
+        outputs = [output for output, want in listeners if want.accepts(facts)] if listeners else None
         if outputs:
-            body = process.lineage_field() + self._body(kind, facts)
+            body = process.lineage_field() + facts.body()
             self._engine.emit(outputs, stop.time, body, stop.cpu, stop.pid, stop.tid)
-
-    def _body(self, kind: ProcessEventType, facts: dict[str, Any]) -> bytes:
-        if kind is not ProcessEventType.EXIT:
-            return wire.nest(Event, "process", wire.encode(ProcessEvent, type=kind, **facts))
-        code = facts.get("exit_code")
-        body = self._exit_bodies.get(code)
-        if body is None:  # most exits are alike
-            body = wire.nest(Event, "process", wire.encode(ProcessEvent, type=kind, **facts))
-            if len(self._exit_bodies) < _MOST_CODES:
-                self._exit_bodies[code] = body
-        return body
 
     def replay(self, output: int, since: int) -> None:
         """Tell an output what happened since then (CLOCK_MONOTONIC_RAW ns), as far as it is remembered."""
@@ -403,14 +486,14 @@ class ProcessFamily:
         ]
         fields = wire.fields(Event)
         for past in self.history.since_time(since):
-            if any(want.type == past.kind and want.accepts(past.facts) for want in wants):
-                process: Process = past.subject
+            if any(want.type == past.facts.kind and want.accepts(past.facts) for want in wants):
+                process = past.process
                 body = b"".join(
                     (
                         self._table.head_of(process),
                         self._table.containers.get(process.container, (b"", b""))[0],
                         process.lineage_field(),
-                        self._body(past.kind, past.facts),
+                        past.facts.body(),
                         self._table.containers.get(process.container, (b"", b""))[1],
                         fields["process_tid"].encode(past.tid),
                         fields["cpu"].encode(past.cpu),

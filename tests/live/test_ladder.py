@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import time
 
 import pytest
 from ringside.api.v0 import Event, FileEventFilter, FileEventType, ProcessEventFilter, ProcessEventType
+from ringside.client.syscalls import number_of
+from ringside.sensor.sensor import Sensor
 
-from ..support.stream import LIBC, RUNGS, Told, has_kprobes, is_missing, own_sensor, watching
+from ..support.stream import (
+    LIBC,
+    RUNGS,
+    Told,
+    has_kprobes,
+    is_missing,
+    own_sensor,
+    takes_programs,
+    watching,
+)
 
 EXEC, EXIT = ProcessEventType.EXEC, ProcessEventType.EXIT
 MOST, LEAST, ENOUGH = 1000, 200, 15.0  # programs; at least, if they take more seconds than that
@@ -20,9 +32,10 @@ def anybodys(_: object) -> bool:
     return True
 
 
-def start(program: str, *arguments: str) -> int:
+def start(program: str, *arguments: str, stdin: int = 0) -> int:
     """A child of ours; its pid."""
-    return os.posix_spawn(program, [program, *arguments], os.environ)
+    actions = [(os.POSIX_SPAWN_DUP2, stdin, 0)]
+    return os.posix_spawn(program, [program, *arguments], os.environ, file_actions=actions)
 
 
 def wait(pid: int) -> int:
@@ -30,12 +43,20 @@ def wait(pid: int) -> int:
     return os.waitpid(pid, 0)[1]
 
 
-async def test_every_command_line() -> None:
+def rows(sensor: Sensor) -> dict[str, str]:
+    """What each event family is served by."""
+    return {row.family: row.mechanism for row in sensor.mechanisms()}
+
+
+@pytest.mark.parametrize("mechanism", ["auto", "memory"])
+async def test_every_command_line(mechanism: str) -> None:
     """A thousand programs of a millisecond, each tenth with 2 KB of arguments: none is wrong or missing."""
     program = shutil.which("true")
     assert program
     wanted = ProcessEventFilter(type=EXEC, exec_filename=program)
-    async with own_sensor() as sensor, watching(sensor, anybodys, process_events=[wanted]) as stream:
+    async with own_sensor(mechanism) as sensor, watching(sensor, anybodys, process_events=[wanted]) as stream:
+        by_program = rows(sensor)["command lines"] == "bpf program at the exec"
+        assert by_program == (mechanism == "auto" and takes_programs())
         expected: dict[int, list[str]] = {}
         begin = time.monotonic()
         while len(expected) < MOST and (len(expected) < LEAST or time.monotonic() - begin < ENOUGH):
@@ -58,23 +79,46 @@ async def test_every_command_line() -> None:
             return len(found) == len(expected)
 
         await stream.until(is_last)
-        # without probes what can't be read any more is unset; never is it another's, or a part
-        wrong = {
-            pid: line for pid, line in found.items() if line != expected[pid] and (line or has_kprobes())
-        }
+        # by the stack's sample what can't be read any more is unset; never is it another's, or a part
+        wrong = {pid: line for pid, line in found.items() if line != expected[pid] and (line or by_program)}
         assert wrong == {}
         assert sum(map(bool, found.values())) > 0.9 * len(found)
 
 
-@pytest.mark.parametrize("mechanism", ["auto", "memory"])
+@pytest.mark.parametrize("size", [1, 4 << 10, 27 << 10, 29 << 10, 100 << 10])
+async def test_command_lines_of_any_length(size: int) -> None:
+    """Those too long for a record are read from the program, which must still be there."""
+    shell = shutil.which("sh")
+    assert shell
+    line = [shell, "-c", "read x", *(["x" * (size % 100 or 1)] + ["y" * 99] * (size // 100))]
+    async with own_sensor() as sensor:
+        wanted = ProcessEventFilter(type=EXEC, exec_filename=shell)
+        async with watching(sensor, anybodys, process_events=[wanted]) as stream:
+            reading, writing = os.pipe2(os.O_CLOEXEC)
+            pid = start(*line, stdin=reading)
+            try:
+                (*_, event) = await stream.until(lambda event: event.process_pid == pid)
+            finally:
+                os.close(writing)
+                os.close(reading)
+                wait(pid)
+    assert event.process is not None
+    assert event.process.exec_command_line == line
+
+
+@pytest.mark.parametrize("mechanism", ["auto", "kprobe", "memory"])
 async def test_every_exit_status(mechanism: str) -> None:
-    """Of programs that end by themselves and by a signal; by kprobe, and by the proc connector."""
+    """Of programs that end by themselves and by a signal, and of threads; by each way there is."""
     shell = shutil.which("sh")
     assert shell
     wanted = ProcessEventFilter(type=EXIT)
+    way = "proc connector"
+    if mechanism == "auto" and takes_programs():
+        way = "bpf program at the exit"
+    elif mechanism != "memory" and has_kprobes():
+        way = "kprobe on do_exit"
     async with own_sensor(mechanism) as sensor:
-        served = {row.family: row.mechanism for row in sensor.mechanisms()}["exit status"]
-        assert served == ("kprobe on do_exit" if mechanism == "auto" and has_kprobes() else "proc connector")
+        assert rows(sensor)["exit status"] == way
         async with watching(sensor, anybodys, process_events=[wanted]) as stream:
             expected = {}
             for script in ("exit 0", "exit 1", "exit 255", "kill -9 $$", "kill -15 $$", "exit 7") * 3:
@@ -92,6 +136,36 @@ async def test_every_exit_status(mechanism: str) -> None:
 
             await stream.until(is_last)
             assert found == {pid: (status & ~0x80, code) for pid, (status, code) in expected.items()}
+
+
+@pytest.mark.parametrize(
+    ("first", "last"), [("exit(3)", "exit(9)"), ("exit(3)", "kill(9)"), ("exit(0)", "exit_group(5)")]
+)
+async def test_the_status_is_what_wait_tells(first: str, last: str) -> None:
+    """Of a process whose first thread is gone before its last one ends, by whichever way."""
+    numbers = {name: number_of(name) for name in ("exit", "exit_group")}
+    code = f"""
+import ctypes, os, signal, sys, threading, time
+number, libc = {numbers}, ctypes.CDLL(None)
+exit, exit_group = (lambda status, name=name: libc.syscall(number[name], status) for name in number)
+kill = lambda signal: os.kill(os.getpid(), signal)
+def run():
+    while "Z" not in open(f"/proc/self/task/{{os.getpid()}}/stat").read().rpartition(")")[2]:
+        time.sleep(0.001)
+    {last}
+threading.Thread(target=run).start()
+{first}
+"""
+    async with own_sensor() as sensor:
+        if rows(sensor)["exit status"] != "bpf program at the exit":
+            return  # the other ways tell what the last thread ended with, which is not always the same
+        async with watching(sensor, anybodys, process_events=[ProcessEventFilter(type=EXIT)]) as stream:
+            pid = start(sys.executable, "-c", code)
+            status = wait(pid)
+            (*_, event) = await stream.until(lambda event: event.process_pid == pid)
+    assert event.process is not None
+    assert event.process.exit_code == status
+    assert status != 0
 
 
 async def test_the_best_rung_is_taken() -> None:

@@ -14,6 +14,9 @@ import pytest
 from ringside.api import ErrorInfo, Status
 from ringside.api.descriptors import message_class
 from ringside.api.v0 import Event, EventFilter, Subscription
+from ringside.sensor._perf import lib
+from ringside.sensor.bpf import MapType
+from ringside.sensor.btf import VMLINUX
 from ringside.sensor.config import Config
 from ringside.sensor.sensor import Sensor
 from ringside.sensor.subscription import Subscriber
@@ -92,6 +95,15 @@ def own_sensor(mechanism: str = "auto") -> Sensor:
 
 def has_kprobes() -> bool:
     return (TRACEFS / "kprobe_events").exists()
+
+
+def takes_programs() -> bool:
+    """True if the kernel lets us make bpf maps, and tells of its types."""
+    made = lib.rs_bpf_map(MapType.ARRAY, 4, 8, 1)
+    if made < 0:
+        return False
+    os.close(made)
+    return VMLINUX.exists()
 
 
 def write_tracefs(name: str, line: str) -> None:
