@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,9 @@ from ringside.api.v0 import Event
 
 from .._perf import lib
 from ..errors import KernelError, SetupError, UnservableError
-from ..perf import Engine, KernelEvent, Lane, Rings, Route, clock
+from ..expression import TRUE
+from ..expression import any_of as any_of_expressions
+from ..perf import Engine, KernelEvent, Lane, ProgramEvent, Rings, Route, clock
 from ..plan import Kernel, Table, compile_plan
 from ..program import Test, compile_program, fields_of, split
 from ..tracefs.filter import ALWAYS, CannotSay, Filter, all_of, any_of
@@ -20,6 +22,7 @@ from ..tracefs.format import Format
 from . import Want
 
 if TYPE_CHECKING:
+    from ..bpf import Attachment
     from ..expression import Expression
     from ..program import Fields
 
@@ -45,6 +48,7 @@ class BulkEvent:
         flags: int = 0,
         fields: Fields | None = None,
         fixed_filter: str | None = None,
+        programs: Callable[[Expression, bool], Sequence[Attachment]] | None = None,
     ) -> None:
         key_field = record[key] if key else None
         self.name = record.name
@@ -64,6 +68,7 @@ class BulkEvent:
             key_field.offset if key_field else 0,
             key_field.size if key_field else 0,
         )
+        self._conditions: dict[str | None, tuple[Expression, bool]] = {}
         self.kernel = KernelEvent(
             rings,
             record.name,
@@ -73,6 +78,11 @@ class BulkEvent:
             fetches=fetches,
             first_argument=bool(flags & lib.RS_BEHIND),
         )
+        self._programs = programs
+        if programs is not None:
+            self.kernel = ProgramEvent(
+                rings, record.name, lambda text: programs(*self._conditions[text]), self.source, Lane.BULK
+            )
         self.kernel.outputs = lambda: self.outputs
 
     def include_self(self, on: bool) -> None:
@@ -142,11 +152,23 @@ class BulkEvent:
         """The kernel's filter for all wants together; None if every record is wanted."""
         if self._fixed_filter is not None:
             return self._fixed_filter
+        if self._programs is not None:
+            return self._condition()
         wanted = any_of(want.filter for want in self._awake())
         for said in (all_of([self._exclude, wanted]), self._exclude):
             with suppress(CannotSay):  # too long: C decides alone
                 return said.text or None
         return None
+
+    def _condition(self) -> str | None:
+        """The same for programs, which are told by this text what to let pass."""
+        wanted = any_of_expressions(want.expression for want in self._awake())
+        everybodys = self._exclude == ALWAYS
+        text = (
+            None if wanted == TRUE and not everybodys else f"{wanted}{' of everybody' if everybodys else ''}"
+        )
+        self._conditions = {text: (wanted, everybodys)}
+        return text
 
     def _reroute(self) -> None:
         self.engine.route(
@@ -168,6 +190,7 @@ class BulkWant:
     tests: Sequence[Test] = ()
     note: str = ""  # what the subscriber should know of how it is served
     may_rest: bool = False  # see BulkEvent.rest()
+    expression: Expression = TRUE  # the same as `filter`, for programs
 
     @classmethod
     def of(
@@ -190,7 +213,7 @@ class BulkWant:
         known = event.fields if fields is None else fields
         said = split(expression, known).kernel
         tests = compile_program(expression if tested is None else tested, known)
-        return cls(family, event, said, key, tests, note, may_rest)
+        return cls(family, event, said, key, tests, note, may_rest, expression)
 
     def attach(self, output: int) -> int:
         """Have the event's records come to the output."""

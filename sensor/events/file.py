@@ -4,7 +4,8 @@ The ladder:
 
 1. A kprobe on do_sys_openat2 (fs/open.c, 5.6; do_sys_open before), where open, openat, openat2 and creat of
    64- and 32-bit callers meet.
-2. The system calls' tracepoints and the caller's memory, read at once by the courier; raw_syscalls for 32-bit
+2. Programs at the system calls' tracepoints, which read the name (call_programs.py).
+3. The system calls' tracepoints and the caller's memory, read at once by the courier; raw_syscalls for 32-bit
    callers (foreign.py). Best effort: the caller may have changed the name, or be gone. A name that could not
    be read is left unset.
 
@@ -30,6 +31,7 @@ from ..program import Kind as FieldKind
 from ..tracefs.format import Format
 from . import Mechanism
 from .bulk import BulkEvent, BulkWant
+from .call_programs import OPENED, open_program, program_event
 from .foreign import ForeignCalls, argument, argument_field
 from .foreign import want as foreign_want
 from .ladder import Ladder, Rung, touch_nothing
@@ -136,6 +138,14 @@ _FOREIGN = (
 FOREIGN_TABLE: Table = [When(Kernel("id"), one.number, [("file", one.table())]) for one in _FOREIGN]
 
 
+_PROGRAMS = {
+    "openat": open_program(1, 2, 3),
+    "open": open_program(0, 1, 2),
+    "creat": open_program(0, None, 1, fixed=_CREAT_FLAGS),
+    "openat2": open_program(1, how=2),
+}
+
+
 class FileFamily:
     """Wants for FileEventFilter."""
 
@@ -148,6 +158,7 @@ class FileFamily:
             FAMILY,
             (
                 Rung("kprobe", "kprobe on do_sys_openat2", self._by_kprobe),
+                Rung("program", "bpf program at the system call", self._by_program),
                 Rung(
                     "memory",
                     "the caller's memory, read at once",
@@ -179,7 +190,7 @@ class FileFamily:
             )
             for event in rung.events().values()
         ]
-        if rung.name == "memory":
+        if rung.name != "kprobe":
             wants += self._foreign_wants(expression, rung.best_effort)
         return wants
 
@@ -237,6 +248,14 @@ class FileFamily:
             except RequestError as error:
                 problem = error
         raise UnservableError(FAMILY, str(problem))
+
+    def _by_program(self) -> dict[str, BulkEvent]:
+        if ("program", "open") not in self._tracepoints:
+            table = open_table("", OPENED, Kernel("filename"))
+            self._tracepoints["program", "open"] = program_event(
+                self._sensor, FAMILY, OPENED, _PROGRAMS, table
+            )
+        return {"open": self._tracepoints["program", "open"]}
 
     def _by_memory(self) -> dict[str, BulkEvent]:
         events = {}

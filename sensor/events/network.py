@@ -22,11 +22,12 @@ from .._perf import lib
 from ..errors import KernelError, RequestError, UnservableError
 from ..expression import TRUE, Op, Predicate, all_of, from_message
 from ..plan import Came, Fetch, FetchKind, Front, Kernel, Side, Table, View, When
-from ..program import FieldInfo
+from ..program import FieldInfo, fields_of
 from ..program import Kind as FieldKind
 from ..tracefs.format import Format
 from . import Mechanism
 from .bulk import BulkEvent, BulkWant
+from .call_programs import CALLED, address_program, program_event
 from .foreign import SOCKETCALL, ForeignCalls, argument, argument_field
 from .foreign import want as foreign_want
 from .ladder import Ladder, Rung
@@ -270,6 +271,7 @@ class NetworkFamily:
             FAMILY,
             (
                 Rung("kprobe", "kprobes on __sys_connect and the like", partial(self._attempts, "kprobe")),
+                Rung("program", "bpf programs at the system calls", partial(self._attempts, "program")),
                 Rung(
                     "memory",
                     "the caller's memory, read at once",
@@ -318,7 +320,7 @@ class NetworkFamily:
         note = rung.best_effort if action.has_address else ""
         events = self._attempts(rung.name, action)
         wants = [BulkWant.of(FAMILY, event, expression, note=note) for event in events.values()]
-        if rung.name == "memory":
+        if rung.name != "kprobe":
             wants += self._foreign_wants(action, expression, note)
         return wants
 
@@ -364,6 +366,8 @@ class NetworkFamily:
     def _attempts(self, rung: str, action: Action = ACTIONS[0]) -> dict[str, BulkEvent]:
         events = {}
         seen = set()
+        if rung == "program" and action.has_address:
+            return {"program": self._by_program(action)}
         for call in action.calls:
             if rung == "kprobe":
                 if call.symbol and call.symbol not in seen:  # accept and accept4 meet in one function
@@ -400,6 +404,22 @@ class NetworkFamily:
             )
         except RequestError as error:
             raise UnservableError(FAMILY, str(error)) from error
+
+    def _by_program(self, action: Action) -> BulkEvent:
+        if ("program", action.attempt.name) not in self._tracepoints:
+            programs = {
+                # arguments are counted from 0 there
+                call.name: address_program(call.address - 1, call.length - 1, max(0, call.message - 1))
+                for call in action.calls
+                if call.symbol
+            }
+            view = View("block", [("address", ADDRESS)], _SOCKADDR, count="length")
+            table = {"network": [("type", action.attempt), ("sockfd", Kernel("fd")), view]}
+            fields = {"fd": fields_of(CALLED)["fd"], **address_fields()}
+            self._tracepoints["program", action.attempt.name] = program_event(
+                self._sensor, FAMILY, CALLED, programs, table, fields
+            )
+        return self._tracepoints["program", action.attempt.name]
 
     def _by_memory(self, action: Action, call: Call, record: Format) -> BulkEvent:
         fields: dict[str, FieldInfo] = {}
