@@ -84,7 +84,7 @@ class Config:
     )
     drain_interval: int = _setting(
         10_000_000,
-        "How often the rings are read while there are subscribers.",
+        "How often the rings are read while somebody subscribes; 2.5 times that while they are empty.",
         parse_duration,
         kind="duration",
     )

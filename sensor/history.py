@@ -8,23 +8,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from .events.process_facts import Facts, text_in
 
 if TYPE_CHECKING:
-    from .events.process_facts import Facts
     from .process import Process
 
 _COST = 400  # bytes that one event takes, about, besides its texts
 
 
-class Past(NamedTuple):
-    """One event as it was: when and where, whose, and what its body is made of."""
-
-    time: int
-    cpu: int
-    tid: int
-    process: Process
-    facts: Facts
+# one event as it was: when (CLOCK_MONOTONIC_RAW ns), CPU, thread, whose, and what its body is made of
+Past = tuple[int, int, int, "Process", "Facts"]
 
 
 class History:
@@ -36,18 +31,18 @@ class History:
         self._used = 0
         self.since = 0  # nothing older is known
 
-    def add(self, time: int, cpu: int, tid: int, process: Process, facts: Facts) -> None:
-        """Keep one."""
-        self._events.append(Past(time, cpu, tid, process, facts))
-        self._used += _COST + facts.size
+    def add(self, past: Past, text: int) -> None:
+        """Keep one; `text` is how many bytes of text it holds."""
+        self._events.append(past)
+        self._used += _COST + text
         while self._used > self._size and self._events:
             gone = self._events.popleft()
-            self._used -= _COST + gone.facts.size
-            self.since = gone.time
+            self._used -= _COST + text_in(gone[4])
+            self.since = gone[0]
 
     def since_time(self, time: int) -> Iterator[Past]:
         """Those that happened at that time (CLOCK_MONOTONIC_RAW ns) or later."""
-        return (past for past in list(self._events) if past.time >= time)
+        return (past for past in list(self._events) if past[0] >= time)
 
     def __len__(self) -> int:
         return len(self._events)

@@ -12,7 +12,8 @@ import logging
 import os
 import resource
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
@@ -123,6 +124,7 @@ class Engine:
             raise MemoryError("no memory for the engine")
         self.handle = made
         self.stop = ffi.new("rs_stop *")
+        self._counted = lib.rs_count(made)
         self._batch = ffi.new("rs_batch *")
         self._single = ffi.new("uint32_t[1]")
         self._free_sources: list[int] = []
@@ -178,10 +180,15 @@ class Engine:
         self._single[0] = output
         return self._single
 
+    @property
+    def records(self) -> int:
+        """How many samples were read from the rings."""
+        count: int = self._counted.records
+        return count
+
     def counters(self) -> dict[str, int]:
         """The engine's books since its start; see rs_counters in _perf.h."""
-        counted = lib.rs_count(self.handle)
-        return {name: getattr(counted, name) for name, _ in ffi.typeof("rs_counters").fields}
+        return {name: getattr(self._counted, name) for name, _ in ffi.typeof("rs_counters").fields}
 
     def start_courier(self) -> int:
         """Start the thread that reads callers' memory; its thread id."""
@@ -540,7 +547,8 @@ class KernelEvent:
     def _close(self, opened: _Opened) -> None:
         self._end(opened)
         for _, fd, number in opened.events:
-            _forget(self.rings.engine, fd, number)
+            _forget(self.rings.engine, number)
+            os.close(fd)
 
     def _prepare(self, opened: _Opened) -> None:
         """Before its perf events are opened."""
@@ -621,18 +629,21 @@ class ProgramEvent(KernelEvent):
                 )
 
     def _end(self, opened: _Opened) -> None:
-        for fd in opened.attached:
-            os.close(fd)
-        opened.attached.clear()
+        self.rings.close_aside(opened.attached)
+        opened.attached = []
         if opened.programs is not None:
             self._missed += opened.programs.missed()
             opened.programs.close()
 
 
-def _forget(engine: Engine, fd: int, number: int) -> None:
+def _forget(engine: Engine, number: int) -> None:
     lib.rs_event_clear(engine.handle, number)
     lib.rs_fetch_set(engine.handle, number, ffi.NULL, 0)
-    os.close(fd)
+
+
+def _close_all(descriptors: Iterable[int]) -> None:
+    for fd in descriptors:
+        os.close(fd)
 
 
 def _refused(what: str, number: int) -> Exception:
@@ -677,6 +688,10 @@ class Rings:
         self._retired: list[tuple[int, KernelEvent, int, int]] = []  # moment, whose, descriptor, id
         self._offline: list[tuple[int, _CpuRing]] = []
         self._later: list[tuple[int, Callable[[], None]]] = []
+        # A tracepoint's last perf event takes some 20 ms to close (it waits for every CPU to have left the
+        # tracepoint: kernel/tracepoint.c), so that is done aside.
+        self._closer = ThreadPoolExecutor(1, "ringside-close")
+        self._closing: list[Future[None]] = []
         self._released = dict.fromkeys(Lane, 0)
         self._at_close: list[Callable[[], None]] = []
         self.open_events: list[KernelEvent] = []
@@ -724,23 +739,34 @@ class Rings:
         now = clock()
         self._retired.extend((now, of, fd, number) for _, fd, number in events)
 
+    def close_aside(self, descriptors: Sequence[int]) -> None:
+        """Close perf events that nobody needs any more."""
+        if descriptors:
+            self._closing.append(self._closer.submit(_close_all, descriptors))
+
     def watch_closing(self, work: Callable[[], None]) -> None:
         """Do it when all perf events are closed, at the very end."""
         self._at_close.append(work)
 
     def later(self, work: Callable[[], None]) -> None:
-        """Do it when the perf events retired so far are closed."""
+        """Do it, in a later `settle`, when the perf events retired so far are closed."""
         self._later.append((clock(), work))
 
-    def settle(self, until: int = 1 << 64) -> None:
+    def settle(self, until: int = 1 << 64, *, wait: bool = False) -> None:
         """After all records from before `until` were read: close what only they still needed.
 
         A drain leaves the youngest records for the next one; their perf events must be known then.
+        Perf events are closed aside, unless `wait` is set.
         """
+        gone = []
         while self._retired and self._retired[0][0] < until:
             _, event, fd, number = self._retired.pop(0)
             event.closing(fd)
-            _forget(self.engine, fd, number)
+            _forget(self.engine, number)
+            gone.append(fd)
+        self.close_aside(gone)
+        while self._closing and (wait or self._closing[0].done()):
+            self._closing.pop(0).result()
         while self._offline and self._offline[0][0] < until:
             _, one = self._offline.pop(0)
             lib.rs_ring_close(self.engine.handle, one.ring)
@@ -749,7 +775,7 @@ class Rings:
             if users == 0 and self._released[lane] < until:
                 for cpu in [cpu for cpu, other in self._rings if other is lane]:
                     self._close(cpu, lane)
-        while self._later and self._later[0][0] < until:
+        while self._later and self._later[0][0] < until and not self._closing:
             self._later.pop(0)[1]()
 
     def follow_cpus(self) -> bool:
@@ -781,7 +807,8 @@ class Rings:
         """Close every event and every ring."""
         for event in list(self.open_events):
             event.close()
-        self.settle()
+        self.settle(wait=True)
+        self._closer.shutdown()
         for cpu, lane in list(self._rings):
             self._close(cpu, lane)
         while self._at_close:

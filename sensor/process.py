@@ -31,6 +31,7 @@ _MAX_DEPTH = 64
 _LONGEST_LINE = 16 << 10  # bytes of a lineage, about a thousand processes; what is below has pid 1 for parent
 _PID, _COMMAND = wire.fields(ProcessMessage)["pid"], wire.fields(ProcessMessage)["command"]
 _LINEAGE = wire.fields(Event)["process_lineage"]
+_EVENT_ID, _EVENT_PID = wire.fields(Event)["process_id"], wire.fields(Event)["process_pid"]
 
 
 class Process:
@@ -139,7 +140,6 @@ class ProcessTable:
         self._boot = procfs.boot_id().replace("-", "")[:8] or "0"
         self._lineage_in_all = lineage_in_all
         self._dead: deque[tuple[int, Process]] = deque()
-        self._fields = wire.fields(Event)
         self._boot_offset = 0
         self.containers: dict[int, tuple[bytes, bytes]] = {0: (b"", b"")}  # fields before and behind
         self.on_enter: Callable[[int], object] = int  # a container has one process more
@@ -325,9 +325,7 @@ class ProcessTable:
     def head_of(self, process: Process) -> bytes:
         """The encoded fields that say who it is; they stand before an event's own."""
         if not process.head:
-            process.head = self._fields["process_id"].encode(process.id) + self._fields["process_pid"].encode(
-                process.pid
-            )
+            process.head = _EVENT_ID.encode(process.id) + _EVENT_PID.encode(process.pid)
         return process.head
 
     def publish(self, process: Process) -> None:

@@ -49,6 +49,7 @@ _RECORD, _FULL, _LOST, _UNKNOWN, _CORRUPT, _YIELD = (  # a look at lib costs mor
 _BUDGET = 1 << 14  # records between two turns for others
 _TURNS = 1 << 9  # lifecycle records between them
 _IDLE_INTERVAL = 0.1  # s between drains while nobody listens
+_QUIET = 2.5  # drain intervals between drains that find nothing, at most: a wake-up costs more than a drain
 _AGAIN = 0.001  # s until a record that waits is tried again
 _HOUSEKEEPING = 1.0  # s
 _INIT_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO, include/linux/proc_ns.h
@@ -70,6 +71,8 @@ class Sensor:
         self._stopping = False
         self._resync = False  # lifecycle records were lost
         self._losses_at = 0
+        self._quiet = 1.0  # how many drain intervals to wait
+        self._seen = 0  # records, up to the last drain
 
     # -- life --------------------------------------------------------------------------------------
 
@@ -298,7 +301,7 @@ class Sensor:
         engine, handlers, stop = self.engine, self.process_family.handlers, self.engine.stop
         engine.set_publish_time(time.time_ns() // 1000)
         self.processes.sync_clock()
-        delay = self.config.drain_interval / 1e9 if self.outputs else _IDLE_INTERVAL
+        delay = -1.0
         budget, turns = _BUDGET, _TURNS
         while True:
             why = engine.drain(budget)
@@ -332,7 +335,13 @@ class Sensor:
                 break
         for output in list(self.outputs.values()):
             self.flush(output)
-        return delay
+        return self._interval() if delay < 0 else delay
+
+    def _interval(self) -> float:
+        """Seconds until the next drain: more if the last ones found nothing."""
+        before, self._seen = self._seen, self.engine.records
+        self._quiet = 1.0 if self._seen != before else min(1.5 * self._quiet, _QUIET)
+        return self._quiet * self.config.drain_interval / 1e9 if self.outputs else _IDLE_INTERVAL
 
     def _lost(self, corrupt: bool) -> None:
         stop = self.engine.stop

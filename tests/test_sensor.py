@@ -6,7 +6,8 @@ import asyncio
 import errno
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from ringside.api.v0 import (
     ThrottleModifierIntervalType,
     TickerEventFilter,
 )
-from ringside.sensor import process
+from ringside.sensor import perf, process
 from ringside.sensor._perf import lib
 from ringside.sensor.errors import KernelError, SetupError, UnservableError
 from ringside.sensor.events import process as process_events
@@ -677,10 +678,55 @@ async def test_a_perf_event_is_closed_when_its_records_were_read(kernel: FakeKer
             descriptor = next(fd for fd, one in kernel.perfs.items() if one is first)
         before = clock()
         assert not first.enabled
-        sensor.rings.settle(before - 10**9)
+        sensor.rings.settle(before - 10**9, wait=True)
         assert kernel.is_open(descriptor)
-        sensor.rings.settle(before)
+        sensor.rings.settle(before, wait=True)
         assert not kernel.is_open(descriptor)
+
+
+async def test_the_others_go_on_while_the_kernel_takes_its_time_to_close(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_close = threading.Event()
+    closed = perf._close_all
+
+    def slowly(descriptors: Iterable[int]) -> None:
+        assert may_close.wait(60)
+        closed(descriptors)
+
+    monkeypatch.setattr(perf, "_close_all", slowly)
+    async with (
+        kernel.sensor() as sensor,
+        reading(sensor, syscall_events=[SyscallEventFilter(type=ENTER)]) as reader,
+    ):
+        async with reading(sensor, syscall_events=[SyscallEventFilter(type=LEAVE)]):
+            (first, _) = kernel.open_perfs(SYS_EXIT)
+            descriptor = next(fd for fd, one in kernel.perfs.items() if one is first)
+        done: list[bool] = []
+        sensor.rings.later(lambda: done.append(kernel.is_open(descriptor)))
+        for number in range(50):
+            kernel.enter(1, number, pid=10)
+            assert [one.syscall.arg0 for one in await reader.take(1)] == [number]
+        assert kernel.is_open(descriptor)
+        assert not done
+        may_close.set()
+        await until(lambda: bool(done))
+        assert done == [False]
+
+
+async def test_the_rings_are_read_less_often_while_they_are_empty(kernel: FakeKernel) -> None:
+    async with (
+        kernel.sensor(drain_interval=10_000_000) as sensor,
+        reading(sensor, syscall_events=[SyscallEventFilter(type=ENTER)]) as reader,
+    ):
+        quiet = [sensor._interval() for _ in range(10)]
+        assert quiet == sorted(quiet)
+        assert quiet[-1] == 0.025
+        when = kernel.enter(1, pid=10)
+        await until(lambda: clock() > when + 10**6)
+        sensor.drain_once()
+        assert sensor._quiet <= 1.5
+        await reader.take(1)
 
 
 async def test_a_filter_that_the_kernel_refuses_fails_that_subscription_only(kernel: FakeKernel) -> None:

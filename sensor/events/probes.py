@@ -107,7 +107,7 @@ class Probes:
         made, self._made = list(self._made.values()), {}
         for _, event in made:
             event.kernel.close()
-        self._sensor.rings.settle()
+        self._sensor.rings.settle(wait=True)
         for probe, _ in made:
             self._remove(probe)
 

@@ -37,7 +37,7 @@ from ..process import Process
 from ..tracefs.format import Format
 from ..tracefs.probe import Probe, create
 from . import Mechanism
-from .process_facts import Executed, Exited, Facts, Forked
+from .process_facts import EXEC, EXIT, FORK, Facts, body_of
 from .process_programs import EXECUTED, EXITED, exec_program, exit_program
 from .process_ways import Proof, Reached, Way
 
@@ -75,7 +75,8 @@ class Layout:
 
 def text_at(raw: Any, offset: int, length: int) -> bytes:
     """A NUL-terminated text of at most so many bytes."""
-    return bytes(raw[offset : offset + length]).split(b"\0", 1)[0]
+    text: bytes = raw[offset : offset + length]
+    return text.split(b"\0", 1)[0]
 
 
 @dataclass(eq=False)
@@ -101,12 +102,12 @@ class ProcessWant:
             listeners.remove((output, self))
 
     def accepts(self, facts: Facts) -> bool:
-        """True if an event that says this is wanted. An exit whose status is unknown: only if any is."""
-        if isinstance(facts, Executed):
-            return (self.filename is None or facts.filename == self.filename) and (
-                self.pattern is None or glob_match(self.pattern, facts.filename)
-            )
-        return self.code is None or (isinstance(facts, Exited) and facts.code == self.code)
+        """True if an event of its type that says this is wanted."""
+        return (
+            (self.filename is None or facts[1] == self.filename)
+            and (self.pattern is None or glob_match(self.pattern, facts[1]))
+            and (self.code is None or facts[1] == self.code)
+        )
 
 
 class ProcessFamily:
@@ -120,6 +121,8 @@ class ProcessFamily:
             kind: [] for kind in ProcessEventType if kind
         }
         self.handlers: dict[int, Callable[[], int]] = {}
+        # looked up by name once, not for each record
+        self._forks, self._execs, self._exits = (self.listeners[kind] for kind in (FORK, EXEC, EXIT))
         self.history = History(sensor.config.history_size)
         self.connector: ExitConnector | None = None
         self._exit_probe: Probe | None = None
@@ -358,7 +361,7 @@ class ProcessFamily:
         ):  # the idle task forks init; a CPU that comes up gets an idle task, pid 0
             return RESULT
         child = self._table.forked(stop.time, parent, pid, text_at(raw, self._newtask_comm, 16))
-        self._tell(parent, Forked(pid, child.id))
+        self._tell(self._forks, parent, (FORK, pid, child.id))
         return RESULT
 
     def _on_exec(self) -> int:
@@ -378,9 +381,9 @@ class ProcessFamily:
         """File name and command line that the bpf program has told."""
         address, length, name, line = self._told_exec.read(raw)
         at = name & 0xFFFF
-        filename = bytes(raw[at : at + (name >> 16)]).removesuffix(b"\0")
+        filename: bytes = raw[at : at + (name >> 16) - 1]
         at = line & 0xFFFF
-        text = bytes(raw[at : at + (line >> 16)])
+        text: bytes = raw[at : at + (line >> 16)]
         if len(text) < length:  # longer than a record can be, or not present just then
             text = self._read_on(address, length, text)
         return filename, text
@@ -395,7 +398,8 @@ class ProcessFamily:
         if not self._group_dead and stop.time > process.counted_at:
             process.threads = 1
         self._sensor.container_family.executed(process, stop.cgroup)
-        self._tell(process, Executed(filename, arguments))
+        text = len(filename) + len(arguments)
+        self._tell(self._execs, process, (EXEC, filename, arguments), text)
 
     def _sampled_arguments(self) -> bytes:
         """The command line of the program whose exec is at hand; empty if it could not be had."""
@@ -421,7 +425,7 @@ class ProcessFamily:
         if process is None:
             return RESULT
         code = self._codes.pop(stop.tid, None)
-        wanted = self.listeners[ProcessEventType.EXIT] or process.container
+        wanted = self._exits or process.container
         if code is None and self.connector is not None and wanted:
             code = self.connector.take(stop.tid, stop.time)
             if code is None:
@@ -454,9 +458,9 @@ class ProcessFamily:
         return process
 
     def _exit_of(self, process: Process, code: int | None) -> None:
-        if code is not None:
+        if code is not None and process.container:
             self._sensor.container_family.process_exited(process, code)
-        self._tell(process, Exited(code))
+        self._tell(self._exits, process, (EXIT, code, None))
         self._table.exited(self._engine.stop.time, process)
 
     def _on_rename(self) -> int:
@@ -468,16 +472,18 @@ class ProcessFamily:
             self._table.renamed(process, text_at(raw, self._renamed_comm, 16))
         return RESULT
 
-    def _tell(self, process: Process, facts: Facts) -> None:
+    def _tell(
+        self, listeners: list[tuple[int, ProcessWant]], process: Process, facts: Facts, text: int = 0
+    ) -> None:
         """An event of this process, to whom it may interest, now or later."""
         stop = self._engine.stop
+        when, cpu, tid = stop.time, stop.cpu, stop.tid
         if process.pid != self._untold:
-            self.history.add(stop.time, stop.cpu, stop.tid, process, facts)
-        listeners = self.listeners[facts.kind]
+            self.history.add((when, cpu, tid, process, facts), text)
         outputs = [output for output, want in listeners if want.accepts(facts)] if listeners else None
         if outputs:
-            body = process.lineage_field() + facts.body()
-            self._engine.emit(outputs, stop.time, body, stop.cpu, stop.pid, stop.tid)
+            body = process.lineage_field() + body_of(facts)
+            self._engine.emit(outputs, when, body, cpu, process.pid, tid)
 
     def replay(self, output: int, since: int) -> None:
         """Tell an output what happened since then (CLOCK_MONOTONIC_RAW ns), as far as it is remembered."""
@@ -485,18 +491,18 @@ class ProcessFamily:
             want for listeners in self.listeners.values() for number, want in listeners if number == output
         ]
         fields = wire.fields(Event)
-        for past in self.history.since_time(since):
-            if any(want.type == past.facts.kind and want.accepts(past.facts) for want in wants):
-                process = past.process
+        for when, cpu, tid, process, facts in self.history.since_time(since):
+            if any(want.type == facts[0] and want.accepts(facts) for want in wants):
+                before, behind = self._table.containers.get(process.container, (b"", b""))
                 body = b"".join(
                     (
                         self._table.head_of(process),
-                        self._table.containers.get(process.container, (b"", b""))[0],
+                        before,
                         process.lineage_field(),
-                        past.facts.body(),
-                        self._table.containers.get(process.container, (b"", b""))[1],
-                        fields["process_tid"].encode(past.tid),
-                        fields["cpu"].encode(past.cpu),
+                        body_of(facts),
+                        behind,
+                        fields["process_tid"].encode(tid),
+                        fields["cpu"].encode(cpu),
                     )
                 )
-                self._engine.emit([output], past.time, body, container=process.container)
+                self._engine.emit([output], when, body, container=process.container)

@@ -1,101 +1,75 @@
 """What process events say of themselves: as it is kept, and encoded.
 
-Most is told to nobody and kept for those who look back, so it stays as it came until somebody wants it.
+Most is told to nobody and kept for those who look back, so it stays as it came until somebody wants it, in
+plain tuples, which cost less than anything with names: there are many of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any
 
 from ringside.api.v0 import Event, ProcessEvent, ProcessEventType
 
 from .. import wire
 
+# a fork: pid and id of the child
+# an exec: file name; arguments with a NUL behind each (what ends without is but a part of one, and left out)
+# an exit: what wait(2) tells, None if that is not known; nothing
+Facts = tuple[ProcessEventType, Any, Any]
+
+FORK, EXEC, EXIT = ProcessEventType.FORK, ProcessEventType.EXEC, ProcessEventType.EXIT
 _FIELDS = wire.fields(ProcessEvent)
 _TYPE = {kind: _FIELDS["type"].encode(kind) for kind in ProcessEventType}
 _EVENT = wire.fields(Event)["process"].tag
 _ARGUMENT = _FIELDS["exec_command_line"]
+_FILENAME, _CHILD_PID, _CHILD_ID = (
+    _FIELDS[name] for name in ("exec_filename", "fork_child_pid", "fork_child_id")
+)
 
 
-class Forked(NamedTuple):
-    """A process was made."""
-
-    pid: int
-    id: str
-    kind: ProcessEventType = ProcessEventType.FORK
-
-    @property
-    def size(self) -> int:
-        """Bytes of text."""
-        return 0
-
-    def body(self) -> bytes:
-        """Event.process, encoded."""
-        return _nested(
-            _TYPE[self.kind]
-            + _FIELDS["fork_child_pid"].encode(self.pid)
-            + _FIELDS["fork_child_id"].encode(self.id)
-        )
+def body_of(facts: Facts) -> bytes:
+    """Event.process, encoded."""
+    return _BODIES[facts[0]](facts[1], facts[2])
 
 
-class Executed(NamedTuple):
-    """A program began. `arguments`: a NUL ends each; what none ends is but a part, and left out."""
-
-    filename: bytes
-    arguments: bytes
-    kind: ProcessEventType = ProcessEventType.EXEC
-
-    @property
-    def size(self) -> int:
-        """Bytes of text."""
-        return len(self.filename) + len(self.arguments)
-
-    def body(self) -> bytes:
-        """Event.process, encoded."""
-        tag = _ARGUMENT.tag
-        if self.arguments.isascii():
-            arguments = [tag + wire.varint(len(one)) + one for one in self.arguments.split(b"\0")[:-1]]
-        else:
-            arguments = [tag + _ARGUMENT.write(one) for one in self.arguments.split(b"\0")[:-1]]
-        return _nested(
-            _TYPE[self.kind] + _FIELDS["exec_filename"].encode(self.filename) + b"".join(arguments)
-        )
+def text_in(facts: Facts) -> int:
+    """Bytes of text, about."""
+    return len(facts[1]) + len(facts[2]) if facts[0] is EXEC else 0
 
 
-class Exited(NamedTuple):
-    """A process ended; `code` is what wait(2) tells, None if that is not known."""
-
-    code: int | None
-    kind: ProcessEventType = ProcessEventType.EXIT
-
-    @property
-    def size(self) -> int:
-        """Bytes of text."""
-        return 0
-
-    def body(self) -> bytes:
-        """Event.process, encoded."""
-        return _exit_body(self.code)
+def _forked(pid: int, id: str) -> bytes:
+    return _nested(_TYPE[FORK] + _CHILD_PID.encode(pid) + _CHILD_ID.encode(id))
 
 
-Facts = Forked | Executed | Exited
+def _executed(filename: bytes, arguments: bytes) -> bytes:
+    tag, separate = _ARGUMENT.tag, arguments.split(b"\0")
+    separate.pop()
+    if arguments.isascii():
+        encoded = [tag + wire.varint(len(one)) + one for one in separate]
+    else:
+        encoded = [tag + _ARGUMENT.write(one) for one in separate]
+    return _nested(_TYPE[EXEC] + _FILENAME.encode(filename) + b"".join(encoded))
 
 
 @lru_cache(4096)
-def _exit_body(code: int | None) -> bytes:  # most are alike
+def _exited(code: int | None, _: None) -> bytes:  # most are alike
     if code is None:
-        return _nested(_TYPE[ProcessEventType.EXIT])
+        return _nested(_TYPE[EXIT])
     return _nested(
         wire.encode(
             ProcessEvent,
-            type=ProcessEventType.EXIT,
+            type=EXIT,
             exit_code=code,
             exit_status=code >> 8 & 0xFF,
             exit_signal=code & 0x7F,
             exit_core_dumped=bool(code & 0x80),
         )
     )
+
+
+_BODIES: dict[ProcessEventType, Callable[[Any, Any], bytes]] = {FORK: _forked, EXEC: _executed, EXIT: _exited}
 
 
 def _nested(body: bytes) -> bytes:

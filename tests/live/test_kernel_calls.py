@@ -181,7 +181,7 @@ async def test_refused(record_property: Told) -> None:
             assert caught.value.field == f"subscription.event_filter.kernel_events[0].{field}", request
             assert problem in caught.value.problem, (request, caught.value.problem)
         sensor.probes.tidy()
-        sensor.rings.settle()
+        sensor.rings.settle(wait=True)
         assert probes() == before
 
 

@@ -266,7 +266,7 @@ def test_cpus_that_come_and_go_are_followed(record_property: Told) -> None:
 
 def test_the_verifiers_word_is_passed_on() -> None:
     bad = Program("test_bad", (bpf.load(R0, 8, R1, 0), *bpf.leave()))
-    with pytest.raises(UnservableError, match=r"refuses the bpf program test_bad: .*ctx"):
+    with pytest.raises(UnservableError, match=r"refuses the bpf program test_bad: .*(ctx|context)"):
         bpf.load_programs("tests", [Attachment(0, bad)])
 
 
