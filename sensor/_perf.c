@@ -48,6 +48,7 @@ enum {
     KEYS = 1024,              /* keys (system call numbers) below this are looked up, others searched */
     HOLD_ROOM = 4 << 20,
     MAX_ARGUMENTS = 1 << 20,
+    SAME_MOMENT = 20000,      /* ns between what two perf events tell of it */
     IN_FLIGHT = 20000,        /* ns: a record stamped this long ago is surely in its ring by now */
     NO_ENTRY = -1,
     ID_ROOM = 64,
@@ -107,6 +108,13 @@ struct output {
     size_t container_bytes;
 };
 
+struct sampled { /* the last record of a ring, to know the next by if both are of one moment */
+    uint32_t source;
+    int32_t tid;
+    uint64_t time, from, until;
+    bool taken;
+};
+
 struct ring {
     bool used, mapped, prompt;
     int cpu;
@@ -118,6 +126,7 @@ struct ring {
     uint32_t record_size;
     uint64_t record_time, last_time, lost;
     uint64_t skipped; /* bytes that were no record, not told yet */
+    struct sampled before;
     uint8_t *wrap;
 };
 
@@ -811,6 +820,22 @@ static void caller(struct fetched *f, const uint8_t *more, size_t left)
     f->cgroup = left >= 8 ? load(more, 8) : 0;
 }
 
+/*
+ * True if a record counts. While a filter changes there are two perf events; the time of the change tells which
+ * of them counts. Of a moment that both have told of, one after the other, exactly one of the records does,
+ * should the change fall between them.
+ */
+static bool is_due(struct ring *r, const struct event *event, const struct record *rec)
+{
+    const struct sampled *last = &r->before;
+    bool due = rec->time >= event->from && rec->time < event->until;
+    if (last->tid == rec->tid && last->source == event->source && rec->time - last->time < SAME_MOMENT &&
+        (last->until == event->from || last->from == event->until))
+        due = !last->taken;
+    r->before = (struct sampled){event->source, rec->tid, rec->time, event->from, event->until, due};
+    return due;
+}
+
 /* One sample: 0 to go on, or why to stop. */
 static int sample(rs_engine *e, struct ring *r, rs_stop *stop)
 {
@@ -825,7 +850,8 @@ static int sample(rs_engine *e, struct ring *r, rs_stop *stop)
         e->cached_id = id;
     }
     const struct event *event = e->cached_event;
-    if (!event || rec.time < event->from || rec.time >= event->until) {
+    const struct sampled before = r->before;
+    if (!event || !is_due(r, event, &rec)) {
         e->counters.stale++;
         return RS_DONE;
     }
@@ -869,6 +895,7 @@ static int sample(rs_engine *e, struct ring *r, rs_stop *stop)
     if (rec.pid > 0) {
         process = process_of(e, rec.pid);
         if (!process) {
+            r->before = before; /* the record will come again */
             *stop = (rs_stop){.index = (int32_t)(r - e->rings), .cpu = r->cpu, .pid = rec.pid, .tid = rec.tid,
                               .time = rec.time};
             return RS_UNKNOWN;

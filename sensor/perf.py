@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 _PAGE = os.sysconf("SC_PAGESIZE")
 _COURIER_PRIORITY = 1  # SCHED_FIFO: before everything ordinary, and it sleeps nearly always
 _SMALLEST = 256 << 10  # bytes of a ring, however many CPUs there are
+_CLOSERS = 8  # threads that wait, and do so for the same thing: that CPUs leave what was closed
 _ONLINE = Path("/sys/devices/system/cpu/online")
 
 
@@ -386,6 +387,7 @@ class _Opened:
     events: list[tuple[int, int, int]] = field(default_factory=list)
     programs: Loaded | None = None
     attached: list[int] = field(default_factory=list)  # descriptors of perf events that hold the programs
+    since: int = 0  # from when on its records count
 
 
 class KernelEvent:
@@ -463,13 +465,13 @@ class KernelEvent:
             self._close(fresh)
             self.rings.release(self.lane)
             raise
-        now = clock()
+        now = fresh.since = clock()
         for _, _, number in fresh.events:
             lib.rs_event_set(self.rings.engine.handle, number, self.source, now, 0)
         stale, self._opened = self._opened, fresh
         if stale is not None:
             for _, _, number in stale.events:
-                lib.rs_event_set(self.rings.engine.handle, number, self.source, 0, now)
+                lib.rs_event_set(self.rings.engine.handle, number, self.source, stale.since, now)
             self._end(stale)
             self.rings.retire(self, stale.events)
             self.rings.release(self.lane)
@@ -623,13 +625,17 @@ class ProgramEvent(KernelEvent):
                 raise _refused(self.name, -fd)
             opened.attached.append(fd)
             result = lib.rs_perf_program(fd, program)
+            if result == -errno.E2BIG:  # 64 at one tracepoint; those on their way out count
+                self.rings.wait_closed()
+                result = lib.rs_perf_program(fd, program)
             if result < 0:
                 raise UnservableError(
                     self.name, f"the kernel attaches no bpf program to it: {os.strerror(-result)}"
                 )
 
     def _end(self, opened: _Opened) -> None:
-        self.rings.close_aside(opened.attached)
+        for fd in opened.attached:
+            self.rings.close_aside([fd])
         opened.attached = []
         if opened.programs is not None:
             self._missed += opened.programs.missed()
@@ -690,7 +696,7 @@ class Rings:
         self._later: list[tuple[int, Callable[[], None]]] = []
         # A tracepoint's last perf event takes some 20 ms to close (it waits for every CPU to have left the
         # tracepoint: kernel/tracepoint.c), so that is done aside.
-        self._closer = ThreadPoolExecutor(1, "ringside-close")
+        self._closer = ThreadPoolExecutor(_CLOSERS, "ringside-close")
         self._closing: list[Future[None]] = []
         self._released = dict.fromkeys(Lane, 0)
         self._at_close: list[Callable[[], None]] = []
@@ -743,6 +749,11 @@ class Rings:
         """Close perf events that nobody needs any more."""
         if descriptors:
             self._closing.append(self._closer.submit(_close_all, descriptors))
+
+    def wait_closed(self) -> None:
+        """Wait until what is being closed aside is closed."""
+        while self._closing:
+            self._closing.pop(0).result()
 
     def watch_closing(self, work: Callable[[], None]) -> None:
         """Do it when all perf events are closed, at the very end."""

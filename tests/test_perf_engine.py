@@ -556,6 +556,25 @@ def test_a_context_for_nobody_is_refused(rig: Calls, pid: int) -> None:
     assert lib.rs_process_set(rig.engine.handle, pid, 0, 0, b"", 0, b"", 0) < 0
 
 
+@pytest.mark.parametrize("old_first", [True, False])
+@pytest.mark.parametrize("cut", [0, 500, 2000])
+def test_a_moment_that_two_perf_events_tell_of(rig: Calls, old_first: bool, cut: int) -> None:
+    """While a filter changes: one of the records counts, wherever between them the change is."""
+    when = now() - 10**8
+    old, new = 9, 10
+    source = rig.source(ENTER, ENTER_TABLE)
+    lib.rs_event_set(rig.engine.handle, old, source, 0, when + cut)
+    lib.rs_event_set(rig.engine.handle, new, source, when + cut, 0)
+    rig.engine.route(source, [Route(rig.all)])
+    pair = (old, new) if old_first else (new, old)
+    for number, (tid, later) in enumerate(((1, 0), (2, 5000), (1, 10**6))):
+        for at, event in enumerate(pair):
+            raw = raw_of(ENTER, id=number)
+            rig.ring.write(sample(event, when + later + 1000 * at, raw, pid=1000, tid=tid))
+    rig.drain()
+    assert [one.event.syscall.id for one in rig.events(rig.all)] == [0, 1, 2]
+
+
 def test_only_foreign_processes_where_numbers_are_theirs(rig: Calls) -> None:
     foreign = rig.source(ENTER, ENTER_TABLE, "id", lib.RS_ALIEN)
     rig.event(9, foreign)

@@ -130,7 +130,7 @@ class BulkEvent:
             log.warning("%s: could not narrow the filter: %s", self.name, error)
 
     def rest(self, on: bool) -> None:
-        """While this is on, the kernel leaves out what only wants that `may_rest` are for."""
+        """While this is on, it is closed, whoever wants it."""
         if on == self._resting:
             return
         self._resting = on
@@ -139,11 +139,8 @@ class BulkEvent:
         except (UnservableError, KernelError, SetupError) as error:
             log.warning("%s: could not change the filter: %s", self.name, error)
 
-    def _awake(self) -> list[BulkWant]:
-        return [want for _, want in self._wants if not (self._resting and want.may_rest)]
-
     def _apply(self) -> int:
-        if self._awake():
+        if self._wants and not self._resting:
             return self.kernel.open(self.filter())
         self.kernel.close()
         return clock()
@@ -154,7 +151,7 @@ class BulkEvent:
             return self._fixed_filter
         if self._programs is not None:
             return self._condition()
-        wanted = any_of(want.filter for want in self._awake())
+        wanted = any_of(want.filter for _, want in self._wants)
         for said in (all_of([self._exclude, wanted]), self._exclude):
             with suppress(CannotSay):  # too long: C decides alone
                 return said.text or None
@@ -162,7 +159,7 @@ class BulkEvent:
 
     def _condition(self) -> str | None:
         """The same for programs, which are told by this text what to let pass."""
-        wanted = any_of_expressions(want.expression for want in self._awake())
+        wanted = any_of_expressions(want.expression for _, want in self._wants)
         everybodys = self._exclude == ALWAYS
         text = (
             None if wanted == TRUE and not everybodys else f"{wanted}{' of everybody' if everybodys else ''}"
@@ -189,7 +186,6 @@ class BulkWant:
     key: int | None = None
     tests: Sequence[Test] = ()
     note: str = ""  # what the subscriber should know of how it is served
-    may_rest: bool = False  # see BulkEvent.rest()
     expression: Expression = TRUE  # the same as `filter`, for programs
 
     @classmethod
@@ -203,7 +199,6 @@ class BulkWant:
         tested: Expression | None = None,
         note: str = "",
         fields: Fields | None = None,
-        may_rest: bool = False,
     ) -> BulkWant:
         """Records that an expression accepts, as far as the kernel can say it decided there.
 
@@ -213,7 +208,7 @@ class BulkWant:
         known = event.fields if fields is None else fields
         said = split(expression, known).kernel
         tests = compile_program(expression if tested is None else tested, known)
-        return cls(family, event, said, key, tests, note, may_rest, expression)
+        return cls(family, event, said, key, tests, note, expression)
 
     def attach(self, output: int) -> int:
         """Have the event's records come to the output."""

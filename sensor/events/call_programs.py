@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 PATH_MAX = 4096
 SOCKADDR = 110  # bytes that are read: struct sockaddr_un has as many
 _ARGUMENTS = 16  # where they are in the tracepoint's record, 8 bytes each
+_WAYS = ("enter", "exit")
 _SIX = 48  # bytes of them
 _PENDING = bpf.Map("pending", bpf.MapType.LRU_HASH, 8, _SIX, 4096)  # by thread
 
@@ -277,13 +278,11 @@ def program_event(
     fields: Fields | None = None,
 ) -> BulkEvent:
     """An event of these calls, as far as the kernel has them, whose records are `record`s."""
-    there = []
+    there: list[tuple[str, int, int, CallProgram]] = []
     for name, program in calls.items():
         with suppress(KernelError):
-            ids = [
-                sensor.tracefs.read_format("syscalls", f"sys_{way}_{name}").id for way in ("enter", "exit")
-            ]
-            there.append((name, *ids, program))
+            entered, left = (sensor.tracefs.read_format("syscalls", f"sys_{way}_{name}").id for way in _WAYS)
+            there.append((name, entered, left, program))
     if not there:
         raise UnservableError(
             family, "no tracepoints of system calls", "a kernel with CONFIG_FTRACE_SYSCALLS"

@@ -163,8 +163,7 @@ class FileFamily:
                     "memory",
                     "the caller's memory, read at once",
                     self._by_memory,
-                    "a name may be missing if the caller is quicker, as may the first calls of the first "
-                    "32-bit program",
+                    "a name may be missing if the caller is quicker",
                 ),
             ),
             touch_nothing,

@@ -5,8 +5,9 @@ calls leave them out (kernel/trace/trace_syscalls.c, arch_trace_is_compat_syscal
 among everybody's calls. So the kernel picks the numbers, the process table knows who is meant by them, and
 each number is a case of the family's table. Arguments are 32 bits wide, pointers among them.
 
-Some of the numbers are those of lseek, fstat or getuid to everybody else, and the courier would wake for each
-such record. While no 32-bit program runs, as on most machines always, they are not asked for.
+raw_syscalls costs every system call of everybody some 150 ns, and lseek, fstat and getuid, which have some of
+the numbers in 64-bit programs, a wake-up of the courier. So it is open only while a 32-bit program runs, on
+most machines never, and a while longer. The first calls of the first one come too early.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from typing import TYPE_CHECKING
 
 from ..errors import KernelError, UnservableError
 from ..expression import Op, Predicate, all_of
-from ..perf import Lane
 from ..plan import Kernel
 from ..program import FieldInfo
 from ..program import Kind as FieldKind
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from ..tracefs.format import Format
 
 SOCKETCALL = 102
-_SHARED_BELOW = 335  # 64-bit programs call these numbers too; from here to 423 they have none
-_SHARED_FROM = 424  # and from here on both have the same
 _MARK = "sys/abi/vsyscall32"  # there if the kernel has the 32-bit table (arch/x86/entry/vdso/vdso32-setup.c)
 
 
@@ -78,7 +76,7 @@ class ForeignCalls:
         table = self._sensor.processes
 
         def follow() -> None:
-            event.rest(not table.foreign)
+            event.rest(not table.has_foreign)
 
         table.on_foreign.append(follow)
         follow()
@@ -91,7 +89,6 @@ def want(
     """Calls of this number that an expression over `fields` accepts."""
     known = {**fields, "id": event.fields["id"]}
     chosen = all_of([Predicate(Op.EQ, "id", number), expression])
-    is_shared = not _SHARED_BELOW <= number < _SHARED_FROM
     return BulkWant.of(
         family,
         event,
@@ -100,5 +97,4 @@ def want(
         tested=expression,
         note=note,
         fields=known,
-        may_rest=is_shared and event.kernel.lane is Lane.PROMPT,
     )

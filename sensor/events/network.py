@@ -276,8 +276,7 @@ class NetworkFamily:
                     "memory",
                     "the caller's memory, read at once",
                     partial(self._attempts, "memory"),
-                    "an address may be missing if the caller is quicker, as may the first calls of the first "
-                    "32-bit program",
+                    "an address may be missing if the caller is quicker",
                 ),
             ),
             _connect_nowhere,

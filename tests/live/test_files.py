@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import errno
 import mmap
 import os
 import struct
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from ringside.api.v0 import Event, FileEventFilter, FileEventType
 from ringside.sensor.errors import RequestError
 
-from ..support.stream import LIBC, RUNGS, Told, is_missing, own_sensor, watching
+from ..support.stream import LIBC, PATIENCE, RUNGS, Told, is_missing, own_sensor, watching
 
 OPEN, CREAT, OPENAT, OPENAT2 = 2, 85, 257, 437
 AT_FDCWD = -100
@@ -133,6 +137,37 @@ async def test_each_call(rung: str, record_property: Told) -> None:
     assert len(unread) == sum(not is_told(rung, call.name) for call in calls)
 
 
+@contextmanager
+def untouched(path: Path, text: bytes) -> Iterator[int]:
+    """The address of a text in a page that this process has not touched, but would find if it did."""
+    path.write_bytes(bytes(mmap.PAGESIZE) + text + b"\0")
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE) as memory,
+    ):
+        yield ctypes.addressof(ctypes.c_char.from_buffer(memory)) + mmap.PAGESIZE
+
+
+@pytest.mark.parametrize("rung", ["program", "memory"])
+async def test_names_that_are_not_present_yet(rung: str, tmp_path: Path, record_property: Told) -> None:
+    """In pages of a file that nobody has touched yet: these ways read again, where a kprobe can't."""
+    if is_missing(rung, record_property):
+        return
+    name = b"/ringside-test/none/untouched"
+    calls = [Open(OPEN, b"", os.O_RDWR), Open(CREAT, b"", CREATED, 0o640), Open(OPENAT, b"", WRITE, 0o600)]
+    calls.append(Open(OPENAT2, b"", WRITE | os.O_EXCL, 0o755))
+    wanted = [opened(filename=name.decode()), opened(filename=END.decode())]
+    async with own_sensor(rung) as sensor, watching(sensor, file_events=wanted) as stream:
+        stack = ExitStack()
+        for at, call in enumerate(calls):
+            call.make(stack.enter_context(untouched(tmp_path / str(at), name)))
+        end = Open(OPENAT, END)
+        end.make()
+        events = await stream.until(is_end)
+        stack.close()
+    assert [told(one) for one in events[:-1]] == [(name.decode(), call.flags, call.mode) for call in calls]
+
+
 NAMES = (
     b"/ringside-test/etc/passwd",
     b"/ringside-test/etc/shadow",
@@ -217,3 +252,38 @@ async def test_bad_requests(field: str, request_: FileEventFilter) -> None:
             async with watching(sensor, file_events=[request_]):
                 pass
     assert caught.value.field == f"subscription.event_filter.file_events[0].{field}"
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+async def test_others_come_and_go(rung: str, record_property: Told) -> None:
+    """Each changes what the kernel lets pass; who stays misses nothing, and gets nothing twice."""
+    if is_missing(rung, record_property):
+        return
+    count = 400
+    names = [ctypes.create_string_buffer(f"/ringside-test/steady/{at}".encode()) for at in range(count)]
+    async with (
+        own_sensor(rung) as sensor,
+        watching(sensor, file_events=[opened(filename_pattern="/ringside-test/steady/*")]) as stream,
+    ):
+        done = threading.Event()
+
+        def call() -> None:
+            for name in names:
+                LIBC.open(name, 0)
+                done.wait(0.002)
+
+        thread = threading.Thread(target=call)
+        thread.start()
+        other = 0
+        while thread.is_alive():
+            other += 1
+            async with watching(sensor, file_events=[opened(filename_pattern=f"/ringside-test/{other}/*")]):
+                await asyncio.sleep(0)
+        thread.join()
+        async with asyncio.timeout(PATIENCE):
+            while len(stream.events) < count:
+                await stream.more()
+    assert other > 3
+    assert [event.file.filename for event in stream.events if event.file] == [
+        name.value.decode() for name in names
+    ]
