@@ -160,6 +160,7 @@ def serve(**options: Any) -> None:
     (ring-size = "8M"). Options win over variables, variables over the file.
     """
     import asyncio
+    import gc
 
     import uvloop
 
@@ -167,6 +168,10 @@ def serve(**options: Any) -> None:
     from .systemd import notify
 
     def started(addresses: list[str]) -> None:
+        # what is there by now stays, and processes come and go without cycles: little to look for
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(10_000, 20, 20)
         for address in addresses:
             click.echo(f"listening at {address}")
         notify("READY=1")

@@ -163,10 +163,13 @@ class Engine:
         container: int = 0,
     ) -> int:
         """Give an event with this body (fields of Event) to outputs; its sequence number, or 0."""
+        count = len(outputs)
+        if count == 1:
+            self._single[0] = outputs[0]
         number: int = lib.rs_emit(
             self.handle,
-            outputs if len(outputs) != 1 else self._one(outputs[0]),
-            len(outputs),
+            self._single if count == 1 else outputs,
+            count,
             time,
             cpu,
             pid,
@@ -176,10 +179,6 @@ class Engine:
             len(body),
         )
         return number
-
-    def _one(self, output: int) -> object:
-        self._single[0] = output
-        return self._single
 
     @property
     def records(self) -> int:

@@ -30,9 +30,10 @@ _GRACE = 2 * 10**9  # ns that a dead process is kept, for events of its last mom
 _FOREIGN_GRACE = 600 * 10**9  # ns for which the next 32-bit program is waited for
 _MAX_DEPTH = 64
 _LONGEST_LINE = 16 << 10  # bytes of a lineage, about a thousand processes; what is below has pid 1 for parent
-_PID, _COMMAND = wire.fields(ProcessMessage)["pid"], wire.fields(ProcessMessage)["command"]
-_LINEAGE = wire.fields(Event)["process_lineage"]
-_EVENT_ID, _EVENT_PID = wire.fields(Event)["process_id"], wire.fields(Event)["process_pid"]
+_PID, _COMMAND = (wire.fields(ProcessMessage)[name].tag for name in ("pid", "command"))
+_LINEAGE, _EVENT_ID, _EVENT_PID = (
+    wire.fields(Event)[name].tag for name in ("process_lineage", "process_id", "process_pid")
+)
 
 
 class Process:
@@ -91,8 +92,8 @@ class Process:
         """This process as one entry of Event.process_lineage."""
         if self._entry is None:
             name = wire.utf8(self.command)
-            body = _PID.tag + wire.varint(self.pid << 1) + _COMMAND.tag + wire.varint(len(name)) + name
-            self._entry = _LINEAGE.tag + wire.varint(len(body)) + body
+            body = _PID + wire.varint(self.pid << 1) + _COMMAND + wire.varint(len(name)) + name
+            self._entry = _LINEAGE + wire.varint(len(body)) + body
         return self._entry
 
     def lineage(self) -> Iterator[Process]:
@@ -334,7 +335,10 @@ class ProcessTable:
     def head_of(self, process: Process) -> bytes:
         """The encoded fields that say who it is; they stand before an event's own."""
         if not process.head:
-            process.head = _EVENT_ID.encode(process.id) + _EVENT_PID.encode(process.pid)
+            process.head = _EVENT_PID + wire.varint(process.pid)
+            if process.id:
+                name = process.id.encode()
+                process.head = _EVENT_ID + wire.varint(len(name)) + name + process.head
         return process.head
 
     def publish(self, process: Process) -> None:

@@ -303,8 +303,9 @@ class Sensor:
         self.processes.sync_clock()
         delay = -1.0
         budget, turns = _BUDGET, _TURNS
+        drain, handle = lib.rs_drain, engine.handle  # for each record: straight to C
         while True:
-            why = engine.drain(budget)
+            why = drain(handle, budget, stop)
             if why == _RECORD:
                 handler = handlers.get(stop.source)
                 if handler is not None and handler() == WAIT:

@@ -11,11 +11,13 @@ from unittest import mock
 import pytest
 from ringside.api.v0 import FileEvent
 from ringside.sensor import bpf
-from ringside.sensor._perf import ffi
+from ringside.sensor._perf import ffi, lib
 from ringside.sensor.bpf import R0, R1, R2, R6, R10, Attachment, Helper, Label, Map, MapType, Program, Reg
 from ringside.sensor.errors import UnservableError
 from ringside.sensor.events.process_programs import EXECUTED
 from ringside.sensor.plan import Kernel, View, compile_plan
+
+from .support.fakering import FakeRing, Rig, now, sample
 
 SEEN = Map("seen", MapType.LRU_HASH, 8, 16, 100)
 
@@ -161,3 +163,26 @@ def test_a_refusal_says_why(kernel: Refusing, cause: str, hint: str) -> None:
     with mock.patch.object(bpf, "lib", kernel), pytest.raises(UnservableError, match=cause) as caught:
         bpf.load_programs("tests", PROGRAMS)
     assert hint in caught.value.hint
+
+
+@pytest.mark.asan
+@pytest.mark.skipif(os.uname().machine not in ("x86_64", "aarch64"), reason="no registers are sampled there")
+@pytest.mark.parametrize(
+    ("more", "abi", "cgroup"),
+    [
+        (struct.pack("=3Q", 2, 0x7FFC0000, 42), 2, 42),
+        (struct.pack("=3Q", 1, 0xFFFC0000, 42), 1, 42),
+        (struct.pack("=2Q", 2, 0x7FFC0000), 2, 0),  # without CONFIG_CGROUP_PERF
+        (struct.pack("=2Q", 0, 42), 0, 42),  # a kernel thread has no registers of a user's
+        (struct.pack("=Q", 2), 2, 0),  # garbage, cut short
+        (b"", 0, 0),
+    ],
+)
+def test_what_a_record_brings_of_its_caller(more: bytes, abi: int, cgroup: int) -> None:
+    rig, ring = Rig(), FakeRing()
+    ring.attach(rig.engine)
+    rig.event(7, rig.engine.open_source(lib.RS_LIFECYCLE | lib.RS_CALLER))
+    ring.write(sample(7, now(), bytes(28), pid=5, more=more))
+    assert rig.step().why == "RECORD"
+    assert (rig.engine.stop.abi, rig.engine.stop.cgroup) == (abi, cgroup)
+    rig.close()

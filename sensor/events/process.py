@@ -160,7 +160,11 @@ class ProcessFamily:
         self._exec = Reached(
             (
                 Way("program", "bpf program at the exec", self._load_exec),
-                Way("stack", "the new program's stack, in the exec's sample", self._sample_stack),
+                Way(
+                    "stack",
+                    "the new program's stack, in the exec's sample, or read at once",
+                    self._sample_stack,
+                ),
             ),
             config.mechanism,
         )
@@ -304,7 +308,7 @@ class ProcessFamily:
             Mechanism(
                 FAMILY, True, "task_newtask, sched_process_exec and sched_process_exit tracepoints", last
             ),
-            Mechanism("command lines", True, self._exec.mechanism, self._exec.note or "or read at once"),
+            Mechanism("command lines", True, self._exec.mechanism, self._exec.note),
             Mechanism(
                 "exit status",
                 bool(self._exit.mechanism),

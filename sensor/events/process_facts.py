@@ -23,10 +23,9 @@ FORK, EXEC, EXIT = ProcessEventType.FORK, ProcessEventType.EXEC, ProcessEventTyp
 _FIELDS = wire.fields(ProcessEvent)
 _TYPE = {kind: _FIELDS["type"].encode(kind) for kind in ProcessEventType}
 _EVENT = wire.fields(Event)["process"].tag
-_ARGUMENT = _FIELDS["exec_command_line"]
-_FILENAME, _CHILD_PID, _CHILD_ID = (
-    _FIELDS[name] for name in ("exec_filename", "fork_child_pid", "fork_child_id")
-)
+_FILENAME, _ARGUMENT = _FIELDS["exec_filename"], _FIELDS["exec_command_line"]
+_FORKED = _TYPE[FORK] + _FIELDS["fork_child_pid"].tag
+_CHILD_ID = _FIELDS["fork_child_id"].tag
 
 
 def body_of(facts: Facts) -> bytes:
@@ -40,7 +39,8 @@ def text_in(facts: Facts) -> int:
 
 
 def _forked(pid: int, id: str) -> bytes:
-    return _nested(_TYPE[FORK] + _CHILD_PID.encode(pid) + _CHILD_ID.encode(id))
+    name = id.encode()
+    return _nested(_FORKED + wire.varint(pid << 1) + _CHILD_ID + wire.varint(len(name)) + name)
 
 
 def _executed(filename: bytes, arguments: bytes) -> bytes:

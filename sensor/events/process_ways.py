@@ -36,9 +36,10 @@ class Proof(NamedTuple):
         silent = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in range(3)]
         try:
             pid = os.posix_spawn(sys.executable, arguments, os.environ, file_actions=silent)
+            status = os.waitpid(pid, 0)[1]  # none is to be had where SIGCHLD is ignored
         except OSError as error:
             raise UnservableError(_FAMILY, f"no program to prove it with: {error.strerror}") from error
-        return cls(pid, [os.fsencode(one) for one in arguments], os.waitpid(pid, 0)[1])
+        return cls(pid, [os.fsencode(one) for one in arguments], status)
 
 
 class Reached:

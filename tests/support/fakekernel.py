@@ -25,7 +25,7 @@ from ringside.api.v0 import EventFilter, Subscription
 from ringside.sensor import bpf, perf, sensor
 from ringside.sensor._perf import lib
 from ringside.sensor.config import Config
-from ringside.sensor.errors import RingsideError
+from ringside.sensor.errors import RingsideError, UnservableError
 from ringside.sensor.events import process as process_events
 from ringside.sensor.perf import clock
 from ringside.sensor.process import TICKS_PER_SECOND
@@ -40,6 +40,7 @@ ErrorInfo = message_class("google.rpc.ErrorInfo")
 PATIENCE = float(os.environ.get("RINGSIDE_PATIENCE", "30"))  # s
 BOOT_ID = "0123abcd-0000-4000-8000-000000000000"
 CLONE_THREAD = 0x00010000
+NO_BTF = UnservableError("kernel types", "this kernel is a fake")
 
 
 class FakeProc:
@@ -297,6 +298,7 @@ class FakeKernel:
             mock.patch.object(sensor, "open_tracefs", return_value=Tracefs(self.tracefs, writable=False)),
             mock.patch.object(Sensor, "_check_privileges"),
             mock.patch.object(process_events, "ExitConnector", return_value=self.exits),
+            mock.patch.object(process_events, "read_btf", side_effect=NO_BTF),
         ):
             yield
 
