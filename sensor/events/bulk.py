@@ -140,26 +140,31 @@ class BulkEvent:
             log.warning("%s: could not change the filter: %s", self.name, error)
 
     def _apply(self) -> int:
-        if self._wants and not self._resting:
+        if not self._wants or self._resting:
+            self.kernel.close()
+            return clock()
+        try:
             return self.kernel.open(self.filter())
-        self.kernel.close()
-        return clock()
+        except UnservableError as error:
+            if self._programs is None:
+                raise
+            log.warning("%s: all of it instead of what is wanted: %s", self.name, error)
+            return self.kernel.open(self._condition(TRUE))
 
     def filter(self) -> str | None:
         """The kernel's filter for all wants together; None if every record is wanted."""
         if self._fixed_filter is not None:
             return self._fixed_filter
         if self._programs is not None:
-            return self._condition()
+            return self._condition(any_of_expressions(want.expression for _, want in self._wants))
         wanted = any_of(want.filter for _, want in self._wants)
         for said in (all_of([self._exclude, wanted]), self._exclude):
             with suppress(CannotSay):  # too long: C decides alone
                 return said.text or None
         return None
 
-    def _condition(self) -> str | None:
+    def _condition(self, wanted: Expression) -> str | None:
         """The same for programs, which are told by this text what to let pass."""
-        wanted = any_of_expressions(want.expression for _, want in self._wants)
         everybodys = self._exclude == ALWAYS
         text = (
             None if wanted == TRUE and not everybodys else f"{wanted}{' of everybody' if everybodys else ''}"

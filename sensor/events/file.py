@@ -4,7 +4,7 @@ The ladder:
 
 1. A kprobe on do_sys_openat2 (fs/open.c, 5.6; do_sys_open before), where open, openat, openat2 and creat of
    64- and 32-bit callers meet.
-2. Programs at the system calls' tracepoints, which read the name (call_programs.py).
+2. bpf programs at the system calls' tracepoints, which read the name (call_programs.py).
 3. The system calls' tracepoints and the caller's memory, read at once by the courier; raw_syscalls for 32-bit
    callers (foreign.py). Best effort: the caller may have changed the name, or be gone. A name that could not
    be read is left unset.

@@ -1,11 +1,11 @@
 """Network: attempts of connect, bind, listen, accept, sendto, recvfrom, and their results.
 
 Attempts come from kprobes on the functions behind the system calls (net/socket.c), which every caller
-passes, else from the caller's memory, as for file names. Each brings the socket address as
-a block of bytes, so that one table decodes it whatever the rung. Results come from the system calls' exit
-tracepoints, which miss nothing however many callers are blocked; return probes would. 32-bit callers
-(foreign.py) have some of these calls behind one number, socketcall(2), its arguments in memory: the first
-register tells which, at the exit too.
+passes, else from programs at the system calls (call_programs.py), else from the caller's memory, as for file
+names. Each brings the socket address as a block of bytes, so that one table decodes it whatever the rung.
+Results come from the system calls' exit tracepoints, which miss nothing however many callers are blocked;
+return probes would. 32-bit callers (foreign.py) have some of these calls behind one number, socketcall(2),
+its arguments in memory: the first register tells which, at the exit too.
 """
 
 from __future__ import annotations
