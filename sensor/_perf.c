@@ -48,7 +48,7 @@ enum {
     KEYS = 1024,              /* keys (system call numbers) below this are looked up, others searched */
     HOLD_ROOM = 4 << 20,
     MAX_ARGUMENTS = 1 << 20,
-    SAME_MOMENT = 20000,      /* ns between what two perf events tell of it */
+    SAME_MOMENT = 100000,     /* ns between what two perf events tell of it; a change takes longer */
     IN_FLIGHT = 20000,        /* ns: a record stamped this long ago is surely in its ring by now */
     NO_ENTRY = -1,
     ID_ROOM = 64,
@@ -113,6 +113,8 @@ struct sampled { /* the last record of a ring, to know the next by if both are o
     int32_t tid;
     uint64_t time, from, until;
     bool taken;
+    const uint8_t *raw; /* in the ring, where it may be overwritten by now: then it is another */
+    size_t raw_length;
 };
 
 struct ring {
@@ -830,9 +832,11 @@ static bool is_due(struct ring *r, const struct event *event, const struct recor
     const struct sampled *last = &r->before;
     bool due = rec->time >= event->from && rec->time < event->until;
     if (last->tid == rec->tid && last->source == event->source && rec->time - last->time < SAME_MOMENT &&
-        (last->until == event->from || last->from == event->until))
+        (last->until == event->from || last->from == event->until) && last->raw_length == rec->raw_length &&
+        !memcmp(last->raw, rec->raw, rec->raw_length))
         due = !last->taken;
-    r->before = (struct sampled){event->source, rec->tid, rec->time, event->from, event->until, due};
+    r->before = (struct sampled){event->source, rec->tid, rec->time, event->from, event->until,
+                                 due, rec->raw, rec->raw_length};
     return due;
 }
 
@@ -851,16 +855,17 @@ static int sample(rs_engine *e, struct ring *r, rs_stop *stop)
     }
     const struct event *event = e->cached_event;
     const struct sampled before = r->before;
-    if (!event || !is_due(r, event, &rec)) {
+    rec.raw_length = size >= 40 ? load(p + 32, 4) : SIZE_MAX;
+    bool sound = rec.raw_length <= size - 36;
+    if (!event || (sound ? !is_due(r, event, &rec) : rec.time < event->from || rec.time >= event->until)) {
         e->counters.stale++;
         return RS_DONE;
     }
-    const struct source *s = &e->sources[event->source];
-    rec.raw_length = size >= 40 ? load(p + 32, 4) : SIZE_MAX;
-    if (rec.raw_length > size - 36) {
+    if (!sound) {
         e->counters.corrupt += size;
         return RS_DONE;
     }
+    const struct source *s = &e->sources[event->source];
     const uint8_t *more = p + 36 + rec.raw_length;
     size_t left = size - 36 - rec.raw_length;
     struct fetched f = {0};

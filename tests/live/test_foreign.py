@@ -18,6 +18,7 @@ from ringside.sensor.expression import parse, to_message
 
 from ..support.foreign import At, Caller32, is_run, running
 from ..support.stream import LIBC, PATIENCE, RUNGS, Stream, Told, is_missing, own_sensor, watching
+from .test_files import O_LARGEFILE
 from .test_network import ADDRESSES, ATTEMPTS, RESULTS, told_address
 
 T = NetworkEventType
@@ -69,7 +70,7 @@ async def opens(stream: Stream, caller: Caller32) -> list[tuple[str, int, int]]:
     for event in events[:-1]:
         assert event.file is not None
         if event.process_pid == caller.pid:
-            told.append((event.file.filename, event.file.open_flags, event.file.open_mode))
+            told.append((event.file.filename, event.file.open_flags & ~O_LARGEFILE, event.file.open_mode))
         else:  # the sensor reads of /proc, but its numbers mean something else: no call of ours below is told
             assert event.file.open_flags & os.O_CLOEXEC, event
     return told
