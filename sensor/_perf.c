@@ -830,10 +830,11 @@ static void caller(struct fetched *f, const uint8_t *more, size_t left)
 static bool is_due(struct ring *r, const struct event *event, const struct record *rec)
 {
     const struct sampled *last = &r->before;
+    size_t same = rec->raw_length > 8 ? rec->raw_length - 8 : 0; /* the last bytes are padding, of whatever */
     bool due = rec->time >= event->from && rec->time < event->until;
     if (last->tid == rec->tid && last->source == event->source && rec->time - last->time < SAME_MOMENT &&
-        (last->until == event->from || last->from == event->until) && last->raw_length == rec->raw_length &&
-        !memcmp(last->raw, rec->raw, rec->raw_length))
+        (last->until == event->from || last->from == event->until) && last->raw_length == rec->raw_length && same &&
+        !memcmp(last->raw, rec->raw, same))
         due = !last->taken;
     r->before = (struct sampled){event->source, rec->tid, rec->time, event->from, event->until,
                                  due, rec->raw, rec->raw_length};
