@@ -49,6 +49,7 @@ enum {
     HOLD_ROOM = 4 << 20,
     MAX_ARGUMENTS = 1 << 20,
     SAME_MOMENT = 100000,     /* ns between what two perf events tell of it; a change takes longer */
+    LATE = 1000000,           /* ns that a record may take */
     IN_FLIGHT = 20000,        /* ns: a record stamped this long ago is surely in its ring by now */
     NO_ENTRY = -1,
     ID_ROOM = 64,
@@ -824,8 +825,8 @@ static void caller(struct fetched *f, const uint8_t *more, size_t left)
 
 /*
  * True if a record counts. While a filter changes there are two perf events; the time of the change tells which
- * of them counts. Of a moment that both have told of, one after the other, exactly one of the records does,
- * should the change fall between them.
+ * of them counts. Of a moment that both have told of, one after the other, exactly one of the records does, the
+ * first unless it came too early.
  */
 static bool is_due(struct ring *r, const struct event *event, const struct record *rec)
 {
@@ -836,6 +837,8 @@ static bool is_due(struct ring *r, const struct event *event, const struct recor
         (last->until == event->from || last->from == event->until) && last->raw_length == rec->raw_length && same &&
         !memcmp(last->raw, rec->raw, same))
         due = !last->taken;
+    else if (rec->time >= event->until && rec->time - event->until < LATE)
+        due = true; /* it was on its way when the other was not there yet; if that refused it, nobody wants it */
     r->before = (struct sampled){event->source, rec->tid, rec->time, event->from, event->until,
                                  due, rec->raw, rec->raw_length};
     return due;
