@@ -7,7 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ringside.sensor.bpf import R7, R8
 from ringside.sensor.bpf_filter import condition
-from ringside.sensor.events.call_programs import CALLED, CALLED_SIZE, OPENED, OPENED_SIZE, PATH_MAX
+from ringside.sensor.events.call_programs import (
+    CALLED,
+    CALLED_SIZE,
+    OPENED,
+    OPENED_SIZE,
+    PATH_MAX,
+    address_program,
+    open_program,
+)
 from ringside.sensor.events.network import address_fields
 from ringside.sensor.expression import FALSE, TRUE, And, Expression, Op, Or, Predicate, all_of, any_of
 from ringside.sensor.program import compile_program, fields_of, run_program
@@ -188,3 +196,24 @@ def test_what_says_nothing_takes_no_instructions() -> None:
     assert passes_open(FALSE, b"/x") == (False, False)
     many = any_of(Predicate(Op.EQ, "filename", f"/{number:0200}") for number in range(500))
     assert condition(many, FILE_FIELDS, OPENED_SIZE, "refused") == ()
+
+
+def test_the_programs_of_calls() -> None:
+    """Each renders, with a filter and without."""
+    address = address_program(1, 2)
+    message = address_program(0, 0, 1)
+    wanted = condition(Predicate(Op.EQ, "filename", "/x"), FILE_FIELDS, OPENED_SIZE, "out")
+    for call, refuse in (
+        (open_program(0, 1, 2), wanted),
+        (open_program(1, how=2), ()),
+        (address, ()),
+        (message, ()),
+    ):
+        for program in (
+            call.enter("enter_openat2", refuse, 7),
+            call.enter("e", refuse, 0),
+            call.exit("x", refuse),
+        ):
+            code = program.render({one: at for at, one in enumerate(program.maps)})
+            assert len(code) % 8 == 0
+            assert len(program.name) <= 15
