@@ -7,7 +7,7 @@ import sys
 
 import uvloop
 from ringside.api.v0 import GetEventsResponse
-from ringside.client import connect
+from ringside.client import connect, error_infos
 from ringside.sensor._perf import ffi, lib
 from ringside.sensor.what import subscription
 
@@ -36,7 +36,7 @@ async def main(address: str, what: list[str]) -> None:
                 if status.code == 0:
                     print("live", flush=True)
                 elif status.code == DATA_LOSS:
-                    lost += int(status.message.split()[0])
+                    lost += sum(int(info.metadata.get("count", 0)) for info in error_infos(status))
     task.cancel()
 
 

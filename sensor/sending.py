@@ -8,9 +8,11 @@ anything but a batch, the ordinary way is taken.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import struct
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     from grpclib.server import Stream
@@ -20,6 +22,10 @@ log = logging.getLogger(__name__)
 _PREFIX = struct.Struct(">BI")  # gRPC: not compressed, length
 _FRAME = struct.Struct(">HBBBI")  # RFC 9113, 4.1: length (24 bits), type, flags, stream
 _DATA = 0
+
+# Where a connection's window is shut, its streams wait in line, a message each: all hear of it when it opens,
+# and the first of them would always take all of it.
+_turns: WeakKeyDictionary[Any, asyncio.Lock] = WeakKeyDictionary()
 
 
 class BatchSender:
@@ -34,32 +40,54 @@ class BatchSender:
         if self._parts is None:
             await self._stream.send_message(data)
             return
-        inner, h2, h2_stream, transport = self._parts
+        inner, h2, h2_stream, _ = self._parts
         pieces = [memoryview(_PREFIX.pack(0, len(data))), memoryview(data)]
         left = _PREFIX.size + len(data)
+        turn = _turns.setdefault(inner.connection, asyncio.Lock())
         while left:
             await inner.connection.write_ready.wait()
-            window = min(h2.outbound_flow_control_window, h2_stream.outbound_flow_control_window)
-            if window <= 0:
-                inner.window_updated.clear()
-                await inner.window_updated.wait()
-                continue
-            size = min(window, h2.max_outbound_frame_size, left)
-            out = [_FRAME.pack(size >> 8, size & 0xFF, _DATA, 0, inner.id)]
-            need = size
-            while need:
-                piece = pieces[0]
-                out.append(piece[:need])  # type: ignore[arg-type]
-                if len(piece) > need:
-                    pieces[0] = piece[need:]
-                    need = 0
-                else:
-                    need -= len(piece)
-                    pieces.pop(0)
-            h2.outbound_flow_control_window -= size
-            h2_stream.outbound_flow_control_window -= size
-            left -= size
-            transport.writelines(out)
+            if h2_stream.outbound_flow_control_window <= 0:
+                await _update(inner)
+            elif h2.outbound_flow_control_window <= 0 or turn.locked():
+                async with turn:
+                    while left and h2_stream.outbound_flow_control_window > 0:
+                        if h2.outbound_flow_control_window <= 0:
+                            await _update(inner)
+                        else:
+                            await inner.connection.write_ready.wait()
+                            left -= self._write(pieces, left)
+            else:
+                left -= self._write(pieces, left)
+
+    def _write(self, pieces: list[memoryview], left: int) -> int:
+        """Write a frame of what is left, if the windows are open; how much of it went out."""
+        assert self._parts is not None
+        inner, h2, h2_stream, transport = self._parts
+        window = min(h2.outbound_flow_control_window, h2_stream.outbound_flow_control_window)
+        if window <= 0:
+            return 0
+        size: int = min(window, h2.max_outbound_frame_size, left)
+        out = [_FRAME.pack(size >> 8, size & 0xFF, _DATA, 0, inner.id)]
+        need = size
+        while need:
+            piece = pieces[0]
+            out.append(piece[:need])  # type: ignore[arg-type]
+            if len(piece) > need:
+                pieces[0] = piece[need:]
+                need = 0
+            else:
+                need -= len(piece)
+                pieces.pop(0)
+        h2.outbound_flow_control_window -= size
+        h2_stream.outbound_flow_control_window -= size
+        transport.writelines(out)
+        return size
+
+
+async def _update(inner: Any) -> None:
+    """Wait for the peer to open a window."""
+    inner.window_updated.clear()
+    await inner.window_updated.wait()
 
 
 def _inner_parts(stream: Any) -> tuple[Any, Any, Any, Any] | None:

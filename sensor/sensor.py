@@ -214,7 +214,11 @@ class Sensor:
         now = clock()
         for event, missed in self.probes.misses():
             loss = Loss(
-                f"the probe on {event.name} missed calls", missed, now - int(_HOUSEKEEPING * 1e9), now
+                f"the probe on {event.name} missed calls",
+                missed,
+                now - int(_HOUSEKEEPING * 1e9),
+                now,
+                at_most=True,
             )
             self._report(event.outputs, loss)
 
@@ -361,7 +365,7 @@ class Sensor:
                 output.number for output in self.outputs.values() if lane is Lane.LIFECYCLE or output.has_bulk
             ]
             cause = f"the {name} ring of CPU {stop.cpu} was full"
-            self._report(outputs, Loss(cause, stop.count, stop.since or stop.time, stop.time))
+            self._report(outputs, Loss(cause, stop.count, stop.since or stop.time, stop.time, True))
 
     def _count_losses(self, since: int, until: int) -> bool:
         """Tell each event's subscribers what the kernel says was lost of it; False if it does not say."""
@@ -372,7 +376,7 @@ class Sensor:
             if count:
                 log.warning("%s: %d records found a ring full and are lost", event.name, count)
                 outputs = event.outputs() if event.outputs is not None else None
-                self._report(outputs, Loss(f"{event.name}: a ring was full", count, since, until))
+                self._report(outputs, Loss(f"{event.name}: a ring was full", count, since, until, True))
                 if event.lane is not Lane.BULK and outputs is None:
                     self._resync = True
         self._losses_at = until
@@ -446,7 +450,7 @@ class Sensor:
         if output.request.since is not None:
             self._look_back(output, subscriber, output.request.since)
         if output.until:
-            self._loop.call_later(max(0, output.until - clock()) / 1e9 + 0.03, self._expire, subscriber)
+            self._expire_in(max(0, output.until - clock()) / 1e9 + 0.03, subscriber)
         self._drain_now()
         return subscriber
 
@@ -472,18 +476,23 @@ class Sensor:
         self._drain()
         self.process_family.replay(output.number, start)
 
+    def _expire_in(self, delay: float, subscriber: Subscriber) -> None:
+        subscriber.expiry = self._loop.call_later(delay, self._expire, subscriber)
+
     def _expire(self, subscriber: Subscriber) -> None:
         output = subscriber.output
         if output is not None:
             self._drain_now()
             if self._drained < output.until:  # much waits; what belongs to the subscription is among it
-                self._loop.call_later(_AGAIN, self._expire, subscriber)
+                self._expire_in(_AGAIN, subscriber)
             else:
                 subscriber.end()
 
     def _leave(self, subscriber: Subscriber) -> None:
         output = subscriber.output
         subscriber.output = None
+        if subscriber.expiry is not None:  # it may be years away
+            subscriber.expiry.cancel()
         if output is None:
             return
         if subscriber in output.subscribers:

@@ -1,7 +1,7 @@
 """The gRPC service: TelemetryService, health, reflection, at unix sockets and TCP addresses.
 
-Responses are bytes that the engine encoded, so the codec lets bytes pass; requests are decoded here, so
-that what can't be decoded is INVALID_ARGUMENT like any other request that makes no sense.
+Responses are bytes that the engine encoded, so the codec lets bytes pass; receiving.py decodes requests,
+so that what can't be decoded is INVALID_ARGUMENT like any other request that makes no sense.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from google.protobuf.message import DecodeError
 from grpclib.const import Cardinality, Handler
 from grpclib.const import Status as GrpcStatus
 from grpclib.encoding.proto import ProtoCodec
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
-from grpclib.server import Server
-from ringside.api.descriptors import message_class
-from ringside.api.v0 import GetEventsRequest
 
 from .config import Address, Config, parse_address
 from .errors import RequestError, RingsideError, SetupError, UnservableError
+from .receiving import decode_request, receive
 from .sending import BatchSender
 from .sensor import Sensor, SensorStopped
+from .server import Server
 
 if TYPE_CHECKING:
     from grpclib.server import Stream
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SERVICE = "capsule8.api.v0.TelemetryService"
-_MAX_REQUEST = 4 << 20
+_LONGEST_MESSAGE = 1024  # bytes; clients bound the headers that they take, some at 8 KB
 _LAST_WORDS = 2.0  # s that clients get to take what still waits for them
 
 
@@ -50,24 +50,20 @@ class BytesCodec(ProtoCodec):
 
     def decode(self, data: bytes, message_type: Any) -> Any:
         """A message from its wire form."""
-        return data if message_type is bytes else super().decode(data, message_type)
-
-
-def decode_request(data: bytes) -> GetEventsRequest:
-    """A request's dataclass. RequestError for what is no GetEventsRequest."""
-    if len(data) > _MAX_REQUEST:
-        raise RequestError("request", f"{len(data)} bytes; the most is {_MAX_REQUEST}")
-    try:  # protobuf's own parser is strict, and bounds the depth
-        message_class("capsule8.api.v0.GetEventsRequest").FromString(data)
-        return GetEventsRequest.parse(data)
-    except (ValueError, EOFError, RecursionError, IndexError, TypeError, OverflowError) as error:
-        raise RequestError("request", f"is no GetEventsRequest: {error}") from error
-    except Exception as error:  # protobuf's DecodeError has no base of its own
-        raise RequestError("request", f"is no GetEventsRequest: {error}") from error
+        if message_type is bytes:
+            return data
+        try:
+            return super().decode(data, message_type)
+        except DecodeError as error:
+            raise GRPCError(GrpcStatus.INVALID_ARGUMENT, str(error)) from error
 
 
 def grpc_error(error: RingsideError) -> GRPCError:
     """The status that an error travels as."""
+    said = str(error).encode("utf-8", "replace")
+    if len(said) > _LONGEST_MESSAGE:
+        said = said[: _LONGEST_MESSAGE - 4] + b" ..."
+    message = said.decode("utf-8", "ignore")
     for kind, status in (
         (RequestError, GrpcStatus.INVALID_ARGUMENT),
         (SensorStopped, GrpcStatus.UNAVAILABLE),
@@ -75,8 +71,8 @@ def grpc_error(error: RingsideError) -> GRPCError:
         (SetupError, GrpcStatus.RESOURCE_EXHAUSTED),
     ):
         if isinstance(error, kind):
-            return GRPCError(status, str(error))
-    return GRPCError(GrpcStatus.INTERNAL, str(error))
+            return GRPCError(status, message)
+    return GRPCError(GrpcStatus.INTERNAL, message)
 
 
 class TelemetryService:
@@ -97,11 +93,10 @@ class TelemetryService:
         assert task is not None
         self._calls.add(task)
         task.add_done_callback(self._calls.discard)
-        data = await stream.recv_message()
         try:
-            request = decode_request(data or b"")
+            request = decode_request(await receive(stream))
             async with self._sensor.subscribe(request.subscription) as subscriber:
-                await stream.send_message(await anext(subscriber))  # the first: it says that all is live
+                await stream.send_initial_metadata()
                 sender = BatchSender(stream)
                 async for message in subscriber:
                     await sender.send(message)

@@ -67,22 +67,27 @@ def make_status(code: Code, message: str, reason: str = "", **metadata: object) 
 
 @dataclass(slots=True)
 class Loss:
-    """Events that a subscriber did not get: how many at least, why, and between which times."""
+    """Events that a subscriber did not get: how many, why, and between which times.
+
+    `at_most`: which of the records lost its filter would have let through, nobody knows.
+    """
 
     cause: str
     count: int
     since: int
     until: int
+    at_most: bool = False
 
     def status(self) -> Status:
         """As it is told in the stream."""
         return make_status(
             Code.DATA_LOSS,
-            f"{self.count} events lost: {self.cause}",
+            f"{self.count} events lost{' at most' if self.at_most else ''}: {self.cause}",
             "EVENTS_LOST",
             count=self.count,
             cause=self.cause,
             **{"from": self.since, "to": self.until},
+            **({"at_most": "true"} if self.at_most else {}),
         )
 
 
@@ -102,6 +107,7 @@ class Subscriber:
         self._ended = False
         self._error: RingsideError | None = None
         self.output: Output | None = None
+        self.expiry: asyncio.TimerHandle | None = None
         self.dropped = 0
         self.lost = 0
         self.sent = 0
@@ -217,7 +223,7 @@ class Output:
         request, engine = self.request, self.sensor.engine
         until = 0
         if request.duration is not None:
-            until = clock() - (request.since or 0) + request.duration
+            until = max(1, clock() - (request.since or 0) + request.duration)  # 0 would be: without end
         self.until = until
         self.number = engine.open_output(
             FLUSH_AT,

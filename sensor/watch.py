@@ -55,6 +55,7 @@ class Watch:
         self._out = Output(sys.stdout.fileno())
         self._events = 0
         self._lost = 0
+        self._lost_at_most = False
         self._began = 0.0
         self._interrupted = False
         self._render: Callable[[bytes], bytes] | None = None
@@ -138,7 +139,9 @@ class Watch:
                     self._began = time.monotonic()
                     await self._start_output()
             elif status.code == Code.DATA_LOSS.value:
-                self._lost += sum(int(info.metadata.get("count", 0)) for info in error_infos(status))
+                for info in error_infos(status):
+                    self._lost += int(info.metadata.get("count", 0))
+                    self._lost_at_most |= info.metadata.get("at_most") == "true"
             else:
                 self._tell(f"ringside: warning: {show.clean(status.message)}")
 
@@ -174,10 +177,11 @@ class Watch:
         """How it was: 8 events in 2.0 s, 4.0 a second, none lost."""
         seconds = time.monotonic() - self._began
         rate = self._events / seconds if seconds else 0.0
+        bound = "up to " if self._lost_at_most else ""
         return (
             f"{self._events:,} event{'' if self._events == 1 else 's'} in {seconds:.1f} s, "
             f"{f'{rate:,.0f}' if rate >= 100 else f'{rate:.1f}'} a second, "
-            f"{f'{self._lost:,} LOST' if self._lost else 'none lost'}"
+            f"{f'{bound}{self._lost:,} LOST' if self._lost else 'none lost'}"
         )
 
     def _tell(self, text: str) -> None:

@@ -864,9 +864,13 @@ async def test_watch_quiet(tmp_path: Path) -> None:
     assert ended.err.startswith("100 events in ")
 
 
-async def test_losses_are_counted_and_other_statuses_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("at_most", "words"), [(True, "a second, up to 1,234 LOST"), (False, "a second, 1,234 LOST")]
+)
+async def test_losses_are_counted_and_other_statuses_told(tmp_path: Path, at_most: bool, words: str) -> None:
     lost = [
-        GetEventsResponse(statuses=[Loss("the ring was full", count, 1, 2).status()]) for count in (1000, 234)
+        GetEventsResponse(statuses=[Loss("the ring was full", count, 1, 2, bound).status()])
+        for count, bound in ((1000, False), (234, at_most))
     ]
     refused = make_status(Code.FAILED_PRECONDITION, "no kprobes\x1b[0m here", "FILTER_NOT_SERVED")
     live = GetEventsResponse(statuses=[*LIVE.statuses, refused])
@@ -874,7 +878,7 @@ async def test_losses_are_counted_and_other_statuses_told(tmp_path: Path) -> Non
         ended = await watch(address, "syscall", "--quiet")
     warning, closing = ended.err.splitlines()
     assert warning == r"ringside: warning: no kprobes\x1b[0m here"
-    assert closing.endswith("1,234 LOST")
+    assert closing.endswith(words)
     assert ended.status == 0
 
 

@@ -51,6 +51,7 @@ class FakeProc:
         (root / "self").mkdir(parents=True)
         (root / "sys/kernel/random").mkdir(parents=True)
         (root / "sys/kernel/random/boot_id").write_text(BOOT_ID + "\n")
+        (root / "self/stat").write_text(Path("/proc/self/stat").read_text())
 
     def add(
         self,
