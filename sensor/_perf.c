@@ -48,8 +48,7 @@ enum {
     KEYS = 1024,              /* keys (system call numbers) below this are looked up, others searched */
     HOLD_ROOM = 4 << 20,
     MAX_ARGUMENTS = 1 << 20,
-    SAME_MOMENT = 100000,     /* ns between what two perf events tell of it; a change takes longer */
-    LATE = 1000000,           /* ns that a record may take */
+    SAME_MOMENT = 50000,      /* ns between what two programs tell of it; a change takes longer */
     IN_FLIGHT = 20000,        /* ns: a record stamped this long ago is surely in its ring by now */
     NO_ENTRY = -1,
     ID_ROOM = 64,
@@ -825,20 +824,21 @@ static void caller(struct fetched *f, const uint8_t *more, size_t left)
 
 /*
  * True if a record counts. While a filter changes there are two perf events; the time of the change tells which
- * of them counts. Of a moment that both have told of, one after the other, exactly one of the records does, the
- * first unless it came too early.
+ * of them counts. Of a moment that both have told of, one after the other, exactly one of the records does,
+ * should the change fall between them.
  */
 static bool is_due(struct ring *r, const struct event *event, const struct record *rec)
 {
     const struct sampled *last = &r->before;
     size_t same = rec->raw_length > 8 ? rec->raw_length - 8 : 0; /* the last bytes are padding, of whatever */
     bool due = rec->time >= event->from && rec->time < event->until;
-    if (last->tid == rec->tid && last->source == event->source && rec->time - last->time < SAME_MOMENT &&
-        (last->until == event->from || last->from == event->until) && last->raw_length == rec->raw_length && same &&
-        !memcmp(last->raw, rec->raw, same))
+    /* perf asks the newest event first: then it is certain. Programs run in the order in which they came, and a
+       call before the change could be followed by the same behind it */
+    bool same_moment = last->from == event->until ||
+                       (last->until == event->from && rec->time - last->time < SAME_MOMENT);
+    if (same_moment && last->tid == rec->tid && last->source == event->source && same &&
+        last->raw_length == rec->raw_length && !memcmp(last->raw, rec->raw, same))
         due = !last->taken;
-    else if (rec->time >= event->until && rec->time - event->until < LATE)
-        due = true; /* it was on its way when the other was not there yet; if that refused it, nobody wants it */
     r->before = (struct sampled){event->source, rec->tid, rec->time, event->from, event->until,
                                  due, rec->raw, rec->raw_length};
     return due;

@@ -36,6 +36,7 @@ _PAGE = os.sysconf("SC_PAGESIZE")
 _COURIER_PRIORITY = 1  # SCHED_FIFO: before everything ordinary, and it sleeps nearly always
 _SMALLEST = 256 << 10  # bytes of a ring, however many CPUs there are
 _CLOSERS = 8  # threads that wait, and do so for the same thing: that CPUs leave what was closed
+_IN_FLIGHT = 10 * 10**6  # ns: a virtual CPU may stand still between a record's time and its place in the ring
 _ONLINE = Path("/sys/devices/system/cpu/online")
 
 
@@ -768,6 +769,7 @@ class Rings:
         A drain leaves the youngest records for the next one; their perf events must be known then.
         Perf events are closed aside, unless `wait` is set.
         """
+        until -= _IN_FLIGHT
         gone = []
         while self._retired and self._retired[0][0] < until:
             _, event, fd, number = self._retired.pop(0)

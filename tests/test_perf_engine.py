@@ -575,21 +575,6 @@ def test_a_moment_that_two_perf_events_tell_of(rig: Calls, old_first: bool, cut:
     assert [one.event.syscall.id for one in rig.events(rig.all)] == [0, 1, 2]
 
 
-def test_a_record_that_was_on_its_way(rig: Calls) -> None:
-    """Of the old perf event only, just after the change: the new one was not there yet when it began."""
-    when = now() - 10**8
-    source = rig.source(ENTER, ENTER_TABLE)
-    lib.rs_event_set(rig.engine.handle, 9, source, 0, when)
-    lib.rs_event_set(rig.engine.handle, 10, source, when, 0)
-    rig.engine.route(source, [Route(rig.all)])
-    for number, (event, at) in enumerate(
-        ((9, -1000), (9, 1000), (10, 2000), (9, 10**7), (10, 10**7 + 10**6))
-    ):
-        rig.ring.write(sample(event, when + at, raw_of(ENTER, id=number), pid=1000, tid=number))
-    rig.drain()
-    assert [one.event.syscall.id for one in rig.events(rig.all)] == [0, 1, 2, 4]
-
-
 def test_only_foreign_processes_where_numbers_are_theirs(rig: Calls) -> None:
     foreign = rig.source(ENTER, ENTER_TABLE, "id", lib.RS_ALIEN)
     rig.event(9, foreign)

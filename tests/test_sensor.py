@@ -683,7 +683,7 @@ async def test_a_perf_event_is_closed_when_its_records_were_read(kernel: FakeKer
         assert not first.enabled
         sensor.rings.settle(before - 10**9, wait=True)
         assert kernel.is_open(descriptor)
-        sensor.rings.settle(before, wait=True)
+        sensor.rings.settle(before + 10**9, wait=True)
         assert not kernel.is_open(descriptor)
 
 

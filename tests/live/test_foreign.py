@@ -135,8 +135,10 @@ async def calls(stream: Stream, caller: Caller32) -> list[tuple[NetworkEventType
     for event in events[:-1]:
         n = event.network
         assert n is not None
-        assert event.process_pid == caller.pid, event
-        told.append((n.type, n.sockfd, told_address(n.address), n.backlog))
+        if event.process_pid == caller.pid:
+            told.append((n.type, n.sockfd, told_address(n.address), n.backlog))
+        else:  # the sensor's event loop has sockets, but our getuid() is no connect
+            assert n.type in (T.SENDTO_ATTEMPT, T.RECVFROM_ATTEMPT), event
     return told
 
 
