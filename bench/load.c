@@ -42,6 +42,11 @@ static void one_open(void)
         close(fd);
 }
 
+static void one_seek(void)
+{
+    lseek(-1, 0, SEEK_CUR);
+}
+
 static void one_connect(void)
 {
     static struct sockaddr_in address;
@@ -58,7 +63,7 @@ int main(int argc, char **argv)
     static const struct {
         const char *name;
         void (*one)(void);
-    } loads[] = {{"syscalls", one_syscall}, {"execs", one_exec}, {"opens", one_open}, {"connects", one_connect}};
+    } loads[] = {{"syscalls", one_syscall}, {"execs", one_exec}, {"opens", one_open}, {"seeks", one_seek}, {"connects", one_connect}};
     void (*one)(void) = NULL;
     for (size_t i = 0; argc == 4 && i < sizeof loads / sizeof *loads; i++)
         if (!strcmp(argv[1], loads[i].name))

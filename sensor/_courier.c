@@ -47,6 +47,8 @@ enum {
     WINDOW = 1000000, /* ns in which so many records are many */
     MANY = 4,
     PAUSE = 250000,   /* ns that one may then wait for others */
+    MAX_FETCHES = 64,
+    MAX_FRONT = 64,
 };
 
 struct lane {
@@ -131,6 +133,33 @@ static bool is_plausible(const uint8_t *text, size_t length)
     return length && length <= PATH_ROOM && put_text(valid, text, length) == length && !memcmp(valid, text, length);
 }
 
+struct fetches { /* of a perf event: the first that is for a record */
+    uint32_t n;
+    rs_fetch how[];
+};
+
+static const rs_fetch *fetch_for(const struct fetches *all, const uint8_t *raw, size_t raw_length)
+{
+    for (uint32_t i = 0; i < all->n; i++) {
+        const rs_fetch *how = &all->how[i];
+        uint32_t k = 0;
+        while (k < how->n_when && how->when[k].offset <= raw_length &&
+               how->when[k].size <= raw_length - how->when[k].offset &&
+               load(raw + how->when[k].offset, how->when[k].size) == how->when[k].value)
+            k++;
+        if (k == how->n_when)
+            return how;
+    }
+    return NULL;
+}
+
+/* A pointer among the caller's arguments; 0 if there is none, or none of a 32-bit caller where one is expected. */
+static uint64_t pointer_at(const rs_fetch *how, const uint8_t *base, size_t length, size_t offset, unsigned size)
+{
+    uint64_t address = offset <= length && size <= length - offset ? load(base + offset, size) : 0;
+    return how->flags & RS_FETCH_32 && address >> 32 ? 0 : address;
+}
+
 static size_t fetch(const rs_fetch *how, const uint8_t *p, uint32_t size, struct fetched *f, uint8_t *out)
 {
     uint32_t raw_length = (uint32_t)load(p + 32, 4);
@@ -156,31 +185,37 @@ static size_t fetch(const rs_fetch *how, const uint8_t *p, uint32_t size, struct
                                &f->argc, &f->address, &f->complete);
         return n > 0 ? (size_t)n : 0;
     }
-    if (how->offset > raw_length || raw_length - how->offset < 8)
-        return 0;
-    size_t want = how->length < PATH_ROOM ? how->length : PATH_ROOM;
-    f->address = load(raw + how->offset, 8);
-    if (how->kind == RS_FETCH_NAME) {
-        struct {
-            uint64_t name;
-            int32_t length;
-        } header; /* struct msghdr begins so */
-        if (rs_read_memory(pid, f->address, (uint8_t *)&header, 12) < 12)
+    if (how->front) {
+        uint64_t at = pointer_at(how, raw, raw_length, how->front_offset, 8);
+        if (!at || rs_read_memory(pid, at, out, how->front) < how->front)
             return 0;
-        f->address = header.name;
-        want = header.length < 0 ? 0 : (size_t)header.length < want ? (size_t)header.length : want;
-    } else if (how->count && how->count <= raw_length && raw_length - how->count >= 4) {
-        int32_t count = (int32_t)load(raw + how->count, 4);
-        want = count < 0 ? 0 : (size_t)count < want ? (size_t)count : want;
     }
+    bool within = how->flags & RS_FETCH_WITHIN;
+    const uint8_t *base = within ? out : raw;
+    size_t base_length = within ? how->front : raw_length;
+    size_t want = how->length < PATH_ROOM ? how->length : PATH_ROOM;
+    int32_t count = INT32_MAX;
+    f->address = pointer_at(how, base, base_length, how->offset, within ? 4 : 8);
+    if (how->kind == RS_FETCH_NAME) { /* struct msghdr begins with a pointer and a length */
+        uint8_t header[12];
+        unsigned word = how->flags & RS_FETCH_32 ? 4 : 8;
+        if (!f->address || rs_read_memory(pid, f->address, header, word + 4) < word + 4)
+            return how->front;
+        f->address = load(header, word);
+        count = (int32_t)load(header + word, 4);
+    } else if (how->count && how->count <= base_length && base_length - how->count >= 4) {
+        count = (int32_t)load(base + how->count, 4);
+    }
+    want = count < 0 ? 0 : (size_t)count < want ? (size_t)count : want;
     if (!f->address || !want)
-        return 0;
+        return how->front;
+    out += how->front;
     if (how->kind == RS_FETCH_TEXT) {
         size_t length = read_text(pid, f->address, out, want);
-        return is_plausible(out, length) ? length : 0;
+        return how->front + (is_plausible(out, length) ? length : 0);
     }
     n = rs_read_memory(pid, f->address, out, want);
-    return n > 0 ? (size_t)n : 0;
+    return how->front + (n > 0 ? (size_t)n : 0);
 }
 
 /* Carry what a lane's kernel ring holds; false if the second ring is full. */
@@ -202,10 +237,12 @@ static bool carry(struct courier *c, struct lane *l)
             p = c->record;
         }
         uint32_t made = size;
-        const rs_fetch *how =
+        const struct fetches *all =
             load(p, 4) == PERF_RECORD_SAMPLE && size >= 40 ? map_get(&c->fetches, load(p + 8, 8)) : NULL;
-        uint32_t raw_length = how ? (uint32_t)load(p + 32, 4) : 0;
-        if (how && raw_length <= size - 36 && raw_length < MAX_RECORD - FETCH_ROOM - 256) {
+        uint32_t raw_length = all ? (uint32_t)load(p + 32, 4) : 0;
+        bool sound = all && raw_length <= size - 36 && raw_length < MAX_RECORD - FETCH_ROOM - 256;
+        const rs_fetch *how = sound ? fetch_for(all, p + 36, raw_length) : NULL;
+        if (how) {
             struct fetched f = {0};
             uint8_t *out = put(c->made, p, 36 + raw_length);
             f.length = fetch(how, p, size, &f, out + sizeof f);
@@ -348,17 +385,27 @@ static void courier_stop(rs_engine *e)
     e->courier = NULL;
 }
 
-/* Have memory read for each sample of this perf event; NULL: no more. */
-int rs_fetch_set(rs_engine *e, uint64_t id, const rs_fetch *how)
+/* Have memory read for each sample of this perf event, as the first of these says that is for it; none: no more. */
+int rs_fetch_set(rs_engine *e, uint64_t id, const rs_fetch *fetches, uint32_t n_fetches)
 {
     struct courier *c = e->courier;
-    if (!c)
+    if (!c || n_fetches > MAX_FETCHES)
         return -EINVAL;
-    rs_fetch *copy = how ? malloc(sizeof *copy) : NULL;
-    if (how && !copy)
+    for (uint32_t i = 0; i < n_fetches; i++) {
+        const rs_fetch *how = &fetches[i];
+        if (how->front > MAX_FRONT || how->n_when > sizeof how->when / sizeof *how->when)
+            return -EINVAL;
+        for (uint32_t k = 0; k < how->n_when; k++)
+            if (how->when[k].size != 4 && how->when[k].size != 8)
+                return -EINVAL;
+    }
+    struct fetches *copy = n_fetches ? malloc(sizeof *copy + n_fetches * sizeof *fetches) : NULL;
+    if (n_fetches && !copy)
         return -ENOMEM;
-    if (how)
-        *copy = *how;
+    if (copy) {
+        copy->n = n_fetches;
+        memcpy(copy->how, fetches, n_fetches * sizeof *fetches);
+    }
     pthread_mutex_lock(&c->lock);
     free(map_take(&c->fetches, id));
     bool ok = !copy || map_set(&c->fetches, id, copy);

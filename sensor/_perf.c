@@ -909,6 +909,9 @@ static int sample(rs_engine *e, struct ring *r, rs_stop *stop)
         memcpy(&f, more, sizeof f);
         rec.side = more + sizeof f;
         rec.side_length = f.length <= left - sizeof f ? f.length : left - sizeof f;
+    } else if (s->flags & RS_BEHIND) {
+        rec.side = more;
+        rec.side_length = left;
     }
     if (s->view_length) {
         struct text view = part(rec.raw, rec.raw_length, s->view, s->view_length);
@@ -939,7 +942,7 @@ static int sample(rs_engine *e, struct ring *r, rs_stop *stop)
                               .time = rec.time};
             return RS_UNKNOWN;
         }
-        if (process->flags & RS_FOREIGN && s->flags & RS_NATIVE) {
+        if (s->flags & (process->flags & RS_FOREIGN ? RS_NATIVE : RS_ALIEN)) {
             e->counters.unwanted++;
             return RS_DONE;
         }

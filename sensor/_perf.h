@@ -15,7 +15,7 @@ enum {
     RS_OP_BEGIN,   /* open a nested message */
     RS_OP_END,     /* close it and write its length before it */
     RS_OP_UNLESS,  /* go to `jump` unless the integer at `offset` equals `value` */
-    RS_OP_FETCHED, /* go to `jump` if no memory of the caller came with the record */
+    RS_OP_FETCHED, /* go to `jump` if no more than `offset` bytes of the caller's memory came with the record */
 };
 
 enum { /* flags of an operation */
@@ -62,7 +62,9 @@ enum { /* flags of a source */
     RS_FETCHED = 2,   /* its samples come through the courier, with memory of the caller behind them */
     RS_LINEAGE = 4,   /* its events carry the lineage */
     RS_CALLER = 8,    /* its samples bring the caller's ABI and cgroup, see rs_perf */
-    RS_NATIVE = 16    /* records of processes flagged RS_FOREIGN are left out */
+    RS_NATIVE = 16,   /* records of processes flagged RS_FOREIGN are left out */
+    RS_ALIEN = 32,    /* records of all others are */
+    RS_BEHIND = 64    /* what a sample brings behind the record is taken for memory that came with it */
 };
 
 enum { /* flags of a process */
@@ -149,6 +151,7 @@ typedef struct {
     uint32_t stack_size;     /* bytes of the user's stack, a multiple of 8, for RS_FETCH_ARGUMENTS */
     uint32_t abi;            /* the caller's ABI: that of its registers, for RS_CALLER */
     uint32_t cgroup;         /* the id of the cgroup too, for RS_FETCH_ARGUMENTS and RS_CALLER */
+    uint32_t first_argument; /* the ABI, and the register of a 32-bit call's first argument, for RS_BEHIND */
 } rs_perf;
 
 int rs_perf_open(const rs_perf *perf, int cpu, int cgroup_fd);
@@ -173,12 +176,26 @@ enum {
     RS_FETCH_NAME       /* the same behind a struct msghdr: its msg_name, msg_namelen bytes */
 };
 
+enum { /* flags of what is read */
+    RS_FETCH_32 = 1,    /* pointers have 4 bytes; a longer one is of no 32-bit caller, and not followed */
+    RS_FETCH_WITHIN = 2 /* `offset` and `count` are places in the front, of 4 bytes each */
+};
+
+typedef struct {
+    uint32_t offset, size;
+    uint64_t value;
+} rs_when;
+
+/* `front` bytes, if not 0, at the pointer at `front_offset` come before the rest; without them there is none. */
 typedef struct {
     uint32_t kind, offset, count, length;
+    uint32_t flags, front, front_offset;
+    uint32_t n_when;
+    rs_when when[2]; /* only of records in which these integers have these values */
 } rs_fetch;
 
 int rs_courier_start(rs_engine *e, int priority);
-int rs_fetch_set(rs_engine *e, uint64_t id, const rs_fetch *fetch);
+int rs_fetch_set(rs_engine *e, uint64_t id, const rs_fetch *fetches, uint32_t n_fetches);
 int rs_ring_prompt(rs_engine *e, int fd, int cpu, size_t pages);
 int64_t rs_fetch_arguments(int32_t pid, uint64_t abi, uint64_t sp, const uint8_t *stack, size_t stack_length,
                            uint8_t *out, size_t room, uint64_t *argc, uint64_t *address, uint64_t *complete);

@@ -56,6 +56,8 @@ class _Lib:
     RS_LINEAGE: int
     RS_CALLER: int
     RS_NATIVE: int
+    RS_ALIEN: int
+    RS_BEHIND: int
     RS_FOREIGN: int
     RS_LATEST_FIRST: int
     RS_LATEST_LAST: int
@@ -75,6 +77,8 @@ class _Lib:
     RS_FETCH_TEXT: int
     RS_FETCH_BLOCK: int
     RS_FETCH_NAME: int
+    RS_FETCH_32: int
+    RS_FETCH_WITHIN: int
 
     def rs_new(
         self,
@@ -103,7 +107,7 @@ class _Lib:
     def rs_bpf_program(self, name: Bytes, code: Bytes, count: int, log: CData, log_size: int, /) -> int: ...
     def rs_bpf_missed(self, program: int, /) -> int: ...
     def rs_courier_start(self, e: CData, priority: int, /) -> int: ...
-    def rs_fetch_set(self, e: CData, id: int, fetch: CData, /) -> int: ...
+    def rs_fetch_set(self, e: CData, id: int, fetches: CData, n_fetches: int, /) -> int: ...
     def rs_ring_prompt(self, e: CData, fd: int, cpu: int, pages: int, /) -> int: ...
     def rs_fetch_arguments(
         self,

@@ -323,7 +323,7 @@ static int64_t plan_run(const rs_op *ops, uint32_t n_ops, const uint8_t *pool, s
             continue;
         }
         case RS_OP_FETCHED:
-            if (!side_length)
+            if (side_length <= op->offset)
                 i = op->jump - 1;
             continue;
         default:

@@ -4,10 +4,14 @@
 
 #if defined(__x86_64__)
 #define STACK_POINTER (1ull << 7) /* PERF_REG_X86_SP */
+#define FIRST_ARGUMENT (1ull << 1) /* PERF_REG_X86_BX */
 #elif defined(__aarch64__)
 #define STACK_POINTER (1ull << 31) /* PERF_REG_ARM64_SP */
 #else
 #define STACK_POINTER 0 /* no user stack is sampled there */
+#endif
+#ifndef FIRST_ARGUMENT
+#define FIRST_ARGUMENT 0
 #endif
 #ifndef PERF_FORMAT_LOST
 #define PERF_FORMAT_LOST (1u << 4) /* 6.0 */
@@ -41,6 +45,10 @@ int rs_perf_open(const rs_perf *perf, int cpu, int cgroup_fd)
     if (perf->abi && STACK_POINTER) {
         attr.sample_type |= PERF_SAMPLE_REGS_USER; /* of which the ABI is a part; it takes one at least */
         attr.sample_regs_user = STACK_POINTER;
+    }
+    if (perf->first_argument && FIRST_ARGUMENT) {
+        attr.sample_type |= PERF_SAMPLE_REGS_USER;
+        attr.sample_regs_user = FIRST_ARGUMENT;
     }
     if (perf->cgroup)
         attr.sample_type |= PERF_SAMPLE_CGROUP;

@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 _PAGE = os.sysconf("SC_PAGESIZE")
 _COURIER_PRIORITY = 1  # SCHED_FIFO: before everything ordinary, and it sleeps nearly always
 _SMALLEST = 256 << 10  # bytes of a ring, however many CPUs there are
+_CLOSERS = 8  # threads that wait, and do so for the same thing: that CPUs leave what was closed
+_IN_FLIGHT = 10 * 10**6  # ns: a virtual CPU may stand still between a record's time and its place in the ring
 _ONLINE = Path("/sys/devices/system/cpu/online")
 
 
@@ -350,6 +352,18 @@ def pack_tests(tests: Sequence[Test]) -> tuple[object, bytes]:
     return array, bytes(pool)
 
 
+def pack_fetches(fetches: Sequence[FetchSpec]) -> object:
+    """What the courier is to read, as C has it: array of rs_fetch."""
+    array = ffi.new("rs_fetch[]", max(1, len(fetches)))
+    for target, one in zip(array, fetches, strict=False):
+        target.kind, target.offset, target.count, target.length = one.kind, one.offset, one.count, one.length
+        target.flags, target.front, target.front_offset = one.flags, one.front, one.front_offset
+        target.n_when = len(one.when)
+        for at, when in enumerate(one.when):
+            target.when[at].offset, target.when[at].size, target.when[at].value = when
+    return array
+
+
 def clock() -> int:
     """Now, in the events' clock: CLOCK_MONOTONIC_RAW, ns."""
     now: int = lib.rs_clock()
@@ -375,6 +389,7 @@ class _Opened:
     events: list[tuple[int, int, int]] = field(default_factory=list)
     programs: Loaded | None = None
     attached: list[int] = field(default_factory=list)  # descriptors of perf events that hold the programs
+    since: int = 0  # from when on its records count
 
 
 class KernelEvent:
@@ -396,7 +411,8 @@ class KernelEvent:
         *,
         stack_size: int = 0,
         cgroup: bool = False,
-        fetch: FetchSpec | None = None,
+        fetches: Sequence[FetchSpec] = (),
+        first_argument: bool = False,
     ) -> None:
         self.rings = rings
         self.name = name
@@ -404,13 +420,16 @@ class KernelEvent:
         self.source = source
         self.lane = lane
         self._perf = ffi.new(
-            "rs_perf *", {"tracepoint": event_id, "stack_size": stack_size, "cgroup": cgroup}
+            "rs_perf *",
+            {
+                "tracepoint": event_id,
+                "stack_size": stack_size,
+                "cgroup": cgroup,
+                "first_argument": first_argument,
+            },
         )
-        self._fetch = (
-            ffi.new("rs_fetch *", (fetch.kind, fetch.offset, fetch.count, fetch.length))
-            if fetch
-            else ffi.NULL
-        )
+        self._fetches = pack_fetches(fetches)
+        self._n_fetches = len(fetches)
         self._opened: _Opened | None = None
         self._gone = self._told = 0  # samples lost by perf events that are closed; told of so far
         self.retired: list[int] = []  # descriptors of its perf events that are disabled, not closed yet
@@ -574,9 +593,9 @@ class KernelEvent:
             _check(lib.rs_perf_redirect(fd, self.rings.fd_of(cpu, self.lane)), f"output of {self.name}")
             number = ffi.new("uint64_t *")
             _check(lib.rs_perf_id(fd, number), f"id of {self.name}")
-            if self._fetch != ffi.NULL:
+            if self._n_fetches:
                 _check(
-                    lib.rs_fetch_set(self.rings.engine.handle, number[0], self._fetch),
+                    lib.rs_fetch_set(self.rings.engine.handle, number[0], self._fetches, self._n_fetches),
                     f"fetch of {self.name}",
                 )
             return cpu, fd, number[0]
@@ -668,13 +687,17 @@ class ProgramEvent(KernelEvent):
                 raise _refused(self.name, -fd)
             opened.attached.append(fd)
             result = lib.rs_perf_program(fd, program)
+            if result == -errno.E2BIG:  # 64 at one tracepoint; those on their way out count
+                self.rings.wait_closed()
+                result = lib.rs_perf_program(fd, program)
             if result < 0:
                 raise UnservableError(
                     self.name, f"the kernel attaches no bpf program to it: {os.strerror(-result)}"
                 )
 
     def _end(self, opened: _Opened) -> None:
-        self.rings.close_aside(opened.attached)
+        for fd in opened.attached:
+            self.rings.close_aside([fd])
         opened.attached = []
         if opened.programs is not None:
             self._missed += opened.programs.missed()
@@ -683,7 +706,7 @@ class ProgramEvent(KernelEvent):
 
 def _forget(engine: Engine, number: int) -> None:
     lib.rs_event_clear(engine.handle, number)
-    lib.rs_fetch_set(engine.handle, number, ffi.NULL)
+    lib.rs_fetch_set(engine.handle, number, ffi.NULL, 0)
 
 
 def _close_all(descriptors: Iterable[int]) -> None:
@@ -735,7 +758,7 @@ class Rings:
         self._later: list[tuple[int, Callable[[], None]]] = []
         # A tracepoint's last perf event takes some 20 ms to close (it waits for every CPU to have left the
         # tracepoint: kernel/tracepoint.c), so that is done aside.
-        self._closer = ThreadPoolExecutor(1, "ringside-close")
+        self._closer = ThreadPoolExecutor(_CLOSERS, "ringside-close")
         self._closing: list[Future[None]] = []
         self._released = dict.fromkeys(Lane, 0)
         self._at_close: list[Callable[[], None]] = []
@@ -791,6 +814,11 @@ class Rings:
         if descriptors:
             self._closing.append(self._closer.submit(_close_all, descriptors))
 
+    def wait_closed(self) -> None:
+        """Wait until what is being closed aside is closed."""
+        while self._closing:
+            self._closing.pop(0).result()
+
     def watch_closing(self, work: Callable[[], None]) -> None:
         """Do it when all perf events are closed, at the very end."""
         self._at_close.append(work)
@@ -805,6 +833,7 @@ class Rings:
         A drain leaves the youngest records for the next one; their perf events must be known then.
         Perf events are closed aside, unless `wait` is set.
         """
+        until -= _IN_FLIGHT
         gone = []
         while self._retired and self._retired[0][0] < until:
             _, event, fd, number = self._retired.pop(0)

@@ -11,6 +11,7 @@ the message's metadata (numbers and types) into a flat list of operations, which
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
@@ -54,6 +55,7 @@ class OpCode(IntEnum):
 
 
 KEEP_ZERO, SWAP, SIDE, ABSTRACT, SIGNED, FAULTY = 1, 2, 4, 16, 32, 64
+FETCH_32, FETCH_WITHIN = 1, 2
 _FAULT = b"(fault)"
 
 
@@ -68,12 +70,19 @@ class FetchKind(IntEnum):
 
 @dataclass(frozen=True)
 class FetchSpec:
-    """rs_fetch of _perf.h: what the courier reads behind a pointer in the record."""
+    """rs_fetch of _perf.h: what the courier reads behind a pointer in the record.
+
+    `when`: only of records in which these integers (offset, size, value) are so.
+    """
 
     kind: FetchKind
     offset: int = 0
     count: int = 0
     length: int = 0
+    flags: int = 0
+    front: int = 0
+    front_offset: int = 0
+    when: tuple[tuple[int, int, int], ...] = ()
 
 
 # ---- what a table is made of ---------------------------------------------------------------------
@@ -91,6 +100,7 @@ class Kernel:
     swap: bool = False
     signed: bool | None = None
     faulty: bool = False  # text that a probe may have failed to read
+    size: int | None = None  # so many bytes of the integer, the low ones
 
 
 @dataclass(frozen=True)
@@ -135,17 +145,36 @@ class Map:
 
 
 @dataclass(frozen=True)
+class Front:
+    """`length` bytes at `pointer` in the caller's memory, which a Fetch reads first."""
+
+    pointer: Kernel
+    length: int
+
+
+@dataclass(frozen=True)
+class Came:
+    """The fields in `then`, only if memory of the caller came with the record: the front, if nothing else."""
+
+    then: Table
+
+
+@dataclass(frozen=True)
 class Fetch:
     """The fields in `then`, only if the caller's memory at `pointer` could be read.
 
-    Reads `length` bytes at most; as many as the integer field `count` says, if given. One for each plan.
+    Reads `length` bytes at most; as many as the integer field `count` says, if given. With a `front`, Side()
+    counts from its beginning, there and here, and pointer and count may lie in it. One for each plan, or one
+    for each case of the Whens around them.
     """
 
-    pointer: str
+    pointer: str | Kernel | Side
     then: Table
     kind: FetchKind = FetchKind.BLOCK
     length: int = SIDE_ROOM
-    count: str | None = None
+    count: str | Kernel | Side | None = None
+    front: Front | None = None
+    narrow: bool = False  # the caller's pointers have 4 bytes
 
 
 Source = (
@@ -177,7 +206,7 @@ class Plan:
     """Operations that make an event's body of a record."""
 
     ops: tuple[Op, ...] = field(default=())
-    fetch: FetchSpec | None = None
+    fetches: tuple[FetchSpec, ...] = ()
     view: tuple[int, int, int] | None = None  # offset, length, offset of the count or 0
 
     def run(self, raw: bytes, side: bytes = b"") -> bytes:
@@ -189,7 +218,8 @@ class _Compiler:
     def __init__(self, record: Format) -> None:
         self.record = record
         self.ops: list[Op] = []
-        self.fetch: FetchSpec | None = None
+        self.fetches: list[FetchSpec] = []
+        self.cases: list[tuple[int, int, int]] = []  # of the Whens that we are in
         self.view: tuple[int, int, int] | None = None
 
     def message(self, message: type[betterproto2.Message], table: Table) -> None:
@@ -198,10 +228,19 @@ class _Compiler:
             if isinstance(item, When):
                 test = self.integer(OpCode.UNLESS, item.source, value=item.value)
                 at = self.emit(replace(test, length=item.mask))
+                before = list(self.cases)
+                if not item.mask and not test.flags & (SIDE | SWAP):
+                    self.cases.append((test.offset, test.size, test.value & (1 << 8 * test.size) - 1))
+                self.message(message, item.then)
+                self.cases = before
+                self.land(at)
+            elif isinstance(item, Fetch):
+                self.add_fetch(item)
+                at = self.emit(Op(OpCode.FETCHED, offset=item.front.length if item.front else 0))
                 self.message(message, item.then)
                 self.land(at)
-            elif isinstance(item, Fetch | View):
-                at = self.emit(self.fetched(item) if isinstance(item, Fetch) else self.viewed(item))
+            elif isinstance(item, Came | View):
+                at = self.emit(self.viewed(item) if isinstance(item, View) else Op(OpCode.FETCHED))
                 self.message(message, item.then)
                 self.land(at)
             else:
@@ -297,15 +336,30 @@ class _Compiler:
             if source.signed is not None:
                 signed = source.signed
             offset, side = found.offset + (source.index or 0) * size, 0
+            if source.size is not None:
+                offset += size - source.size if sys.byteorder == "big" else 0
+                size = source.size
         flags = side | (SWAP if source.swap else 0) | (SIGNED if signed else 0)
         return Op(code, offset=offset, size=size, flags=flags, value=value & (1 << 64) - 1)
 
-    def fetched(self, item: Fetch) -> Op:
-        if self.fetch is not None:
-            raise TypeError(f"{self.record.name}: only one Fetch in a plan")
-        count = 0 if item.count is None else self.find(Kernel(item.count)).offset
-        self.fetch = FetchSpec(item.kind, self.find(Kernel(item.pointer)).offset, count, item.length)
-        return Op(OpCode.FETCHED)
+    def add_fetch(self, item: Fetch) -> None:
+        when = tuple(self.cases[-2:])
+        if any(not one.when or one.when == when for one in self.fetches):
+            raise TypeError(f"{self.record.name}: only one Fetch in a plan, or in a case")
+        flags = (FETCH_32 if item.narrow else 0) | (FETCH_WITHIN if isinstance(item.pointer, Side) else 0)
+        front, front_offset = (item.front.length, self.place(item.front.pointer)) if item.front else (0, 0)
+        count = 0 if item.count is None else self.place(item.count)
+        pointer = self.place(item.pointer)
+        self.fetches.append(
+            FetchSpec(item.kind, pointer, count, item.length, flags, front, front_offset, when)
+        )
+
+    def place(self, source: str | Kernel | Side) -> int:
+        if isinstance(source, Side):
+            return source.offset
+        one = Kernel(source) if isinstance(source, str) else source
+        found = self.find(one)
+        return found.offset + (one.index * found.element_size if one.index is not None else 0)
 
     def viewed(self, item: View) -> Op:
         block = self.find(Kernel(item.block))
@@ -337,7 +391,7 @@ def compile_plan(message: type[betterproto2.Message], table: Table, record: Form
             merged.append(op)
     moved.append(len(merged))
     ops = tuple(replace(op, jump=moved[op.jump]) if op.jump else op for op in merged)
-    return Plan(ops, compiler.fetch, compiler.view)
+    return Plan(ops, tuple(compiler.fetches), compiler.view)
 
 
 class _Interpreter:
@@ -369,7 +423,7 @@ class _Interpreter:
                     if have is None or (not have & op.length if op.length else have != op.value):
                         at = op.jump
                 case OpCode.FETCHED:
-                    if not self.side:
+                    if len(self.side) <= op.offset:
                         at = op.jump
                 case OpCode.RAW:
                     data = self.base(op)[op.offset : op.offset + op.length]

@@ -27,6 +27,7 @@ _TICK = 10**9 // TICKS_PER_SECOND
 _CLOSE = 20_000  # ns between two looks at two clocks
 _UNSURE = 1_000_000  # ns that may lie between a process's start time being taken and its fork event
 _GRACE = 2 * 10**9  # ns that a dead process is kept, for events of its last moments
+_FOREIGN_GRACE = 600 * 10**9  # ns for which the next 32-bit program is waited for
 _MAX_DEPTH = 64
 _LONGEST_LINE = 16 << 10  # bytes of a lineage, about a thousand processes; what is below has pid 1 for parent
 _PID, _COMMAND = (wire.fields(ProcessMessage)[name].tag for name in ("pid", "command"))
@@ -147,6 +148,10 @@ class ProcessTable:
         self.on_leave: Callable[[int], object] = int  # and one less
         self.on_learned: Callable[[Process], object] = id  # from procfs, so that its container is not known
         self.on_resync: Callable[[], object] = int
+        self.has_foreign = False  # 32-bit ones are there, or were a while ago
+        self.on_foreign: list[Callable[[], object]] = []  # that has changed
+        self._foreign: set[Process] = set()
+        self._foreign_gone = 0  # when the last of them was forgotten
         self.sync_clock()
 
     def sync_clock(self) -> None:
@@ -284,9 +289,16 @@ class ProcessTable:
         """Drop the processes that have been dead for long."""
         while self._dead and self._dead[0][0] + _GRACE < now:
             _, process = self._dead.popleft()
+            self._foreign.discard(process)
             if self.by_pid.get(process.pid) is process and not process.alive:
                 del self.by_pid[process.pid]
                 self.engine.clear_process(process.pid)
+        if self._foreign or not self.has_foreign:
+            self._foreign_gone = 0
+        elif not self._foreign_gone:
+            self._foreign_gone = now
+        elif self._foreign_gone + _FOREIGN_GRACE < now:
+            self._tell_foreign(False)
 
     def resync(self) -> None:
         """After lifecycle records were lost: learn who is new, let go who is gone."""
@@ -338,3 +350,14 @@ class ProcessTable:
             process.container,
             lib.RS_FOREIGN if process.foreign else 0,
         )
+        if process.foreign:
+            self._foreign.add(process)
+            self._tell_foreign(True)
+        else:
+            self._foreign.discard(process)
+
+    def _tell_foreign(self, there: bool) -> None:
+        if there != self.has_foreign:
+            self.has_foreign = there
+            for tell in self.on_foreign:
+                tell()

@@ -12,6 +12,7 @@ import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from ringside.api.v0 import ChargenEvent, Event, FileEvent, SyscallEventType
 from ringside.sensor import wire
 from ringside.sensor._perf import ffi, lib
 from ringside.sensor.events.syscall import TABLES
-from ringside.sensor.perf import Route, clock
-from ringside.sensor.plan import Fetch, FetchKind, Kernel, Side
+from ringside.sensor.perf import Route, clock, pack_fetches
+from ringside.sensor.plan import Came, Fetch, FetchKind, FetchSpec, Front, Kernel, Side, When, compile_plan
 from ringside.sensor.program import Cmp, Test, TestFlag, TestKind
 
 from .support.fakering import (
@@ -641,6 +642,29 @@ def test_a_context_for_nobody_is_refused(rig: Calls, pid: int) -> None:
     assert lib.rs_process_set(rig.engine.handle, pid, 0, 0, b"", 0, b"", 0) < 0
 
 
+def test_only_foreign_processes_where_numbers_are_theirs(rig: Calls) -> None:
+    foreign = rig.source(ENTER, ENTER_TABLE, "id", lib.RS_ALIEN)
+    rig.event(9, foreign)
+    rig.engine.route(foreign, [Route(rig.all)])
+    rig.engine.set_process(5, process_head(5), flags=lib.RS_FOREIGN)
+    rig.engine.set_process(6, process_head(6))
+    for pid in (5, 6):
+        rig.ring.write(sample(9, now(), raw_of(ENTER, id=pid), pid=pid))
+    rig.drain()
+    assert [one.event.syscall.id for one in rig.events(rig.all)] == [5]
+
+
+def test_what_a_sample_brings_behind_the_record(rig: Calls) -> None:
+    table = [When(Side(8, 4), 3, [("syscall", {"id": Kernel("id")})])]
+    source = rig.source(LEAVE, table, flags=lib.RS_BEHIND)
+    rig.event(9, source)
+    rig.engine.route(source, [Route(rig.all)])
+    for at, more in enumerate((struct.pack("=QQ", 1, 3), struct.pack("=QQ", 1, 4), bytes(8))):
+        rig.ring.write(sample(9, now(), raw_of(LEAVE, id=at + 1), more=more))
+    rig.drain()
+    assert [one.event.syscall.id for one in rig.events(rig.all)] == [1, 0, 0]
+
+
 def test_foreign_processes_are_left_out_where_numbers_are_native(rig: Calls) -> None:
     native = rig.source(ENTER, ENTER_TABLE, "id", lib.RS_NATIVE)
     rig.event(9, native)
@@ -1194,8 +1218,8 @@ def opening(address: int, count: int = 0, pid: int | None = None) -> bytes:
 
 
 def set_fetch(rig: Calls, kind: FetchKind, length: int = 4096, count: int = 0) -> None:
-    how = ffi.new("rs_fetch *", (int(kind), OPENAT["filename"].offset, count, length))
-    assert lib.rs_fetch_set(rig.engine.handle, 9, how) == 0
+    how = pack_fetches([FetchSpec(kind, OPENAT["filename"].offset, count, length)])
+    assert lib.rs_fetch_set(rig.engine.handle, 9, how, 1) == 0
 
 
 def test_text_is_read_from_the_callers_memory(rig: Calls) -> None:
@@ -1281,6 +1305,70 @@ def test_names_behind_a_message_header(rig: Calls) -> None:
     assert [one.event.file.filename for one in told] == ["a socket", "a socket's name", "", "", "", ""]
 
 
+def test_memory_of_32_bit_callers(rig: Calls) -> None:
+    """By the call's number; pointers of 4 bytes, behind a message header and in an array of arguments too."""
+    low = 1 << 20
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x100000  # MAP_FIXED_NOREPLACE
+    assert libc.mmap(ctypes.c_void_p(low), PAGE, 3, flags, -1, 0) == low
+    try:
+        ctypes.memmove(low, b"a name\0\0", 8)
+        ctypes.memmove(low + 16, struct.pack("=Ii", low, 6), 8)  # a message header
+        ctypes.memmove(low + 32, struct.pack("=IIi", 77, low, 4), 12)  # an array of arguments
+        args = canned(HERE, "raw_syscalls/sys_enter")
+        name = [("filename", Side(0, 64))]
+        array = Front(Kernel("args", 1), 12)
+        inner = Fetch(Side(4, 4), [("filename", Side(12, 64))], count=Side(8, 4), front=array, narrow=True)
+        through = [("file", [inner, Came([("open_mode", Side(0, 4))])])]
+        table = [
+            When(Kernel("id"), 1, [("file", [Fetch(Kernel("args", 0), name, FetchKind.TEXT, narrow=True)])]),
+            When(Kernel("id"), 2, [("file", [Fetch(Kernel("args", 0), name, FetchKind.NAME, narrow=True)])]),
+            When(Kernel("id"), 3, [When(Kernel("args", 0, size=4), 9, through)]),
+        ]
+        with couriered(rig) as ring:
+            plan = compile_plan(Event, table, args)
+            source = rig.engine.open_source(lib.RS_FETCHED, plan)
+            rig.event(9, source)
+            rig.engine.route(source, [Route(rig.all)])
+            fetches = pack_fetches(plan.fetches)
+            assert lib.rs_fetch_set(rig.engine.handle, 9, fetches, len(plan.fetches)) == 0
+            for number, first, second in (
+                (1, low, 0),
+                (1, low | 1 << 32, 0),  # no 32-bit caller's pointer
+                (2, low + 16, 0),
+                (3, 9, low + 32),
+                (3, 9, 16),  # an array that can't be read
+                (3, 8, low + 32),
+                (4, low, 0),
+            ):
+                raw = raw_of(args, id=number, args=(first, second, 0, 0, 0, 0))
+                ring.write(sample(9, now(), raw, pid=os.getpid()))
+            told = [one.event.file for one in drain_until(rig, 7, rig.all)]
+    finally:
+        libc.munmap(ctypes.c_void_p(low), PAGE)
+    assert [(one.filename, one.open_mode) for one in told] == [
+        ("a name", 0),
+        ("", 0),
+        ("a name", 0),
+        ("a na", 77),
+        ("", 0),
+        ("", 0),
+        ("", 0),
+    ]
+
+
+def test_what_can_not_be_read_is_refused(rig: Calls) -> None:
+    lib.rs_courier_start(rig.engine.handle, 0)
+    good = FetchSpec(FetchKind.TEXT, 16)
+    for specs in (
+        [good] * 65,
+        [replace(good, front=65)],
+        [replace(good, when=((0, 3, 0),))],
+    ):
+        assert lib.rs_fetch_set(rig.engine.handle, 9, pack_fetches(specs), len(specs)) < 0
+
+
 def test_the_couriers_own_ring_may_be_full_for_a_while(rig: Calls) -> None:
     """It stops, and goes on when the engine has made room; nothing is lost or overtaken."""
     text = ctypes.create_string_buffer(b"x" * 3000)
@@ -1324,11 +1412,11 @@ def test_garbage_in_the_couriers_ring(rig: Calls) -> None:
 
 
 def test_without_a_courier_there_is_nothing_to_set(rig: Calls) -> None:
-    assert lib.rs_fetch_set(rig.engine.handle, 9, ffi.NULL) < 0
+    assert lib.rs_fetch_set(rig.engine.handle, 9, ffi.NULL, 0) < 0
     assert lib.rs_ring_prompt(rig.engine.handle, -1, 0, 1) < 0
     lib.rs_courier_start(rig.engine.handle, 0)
     assert lib.rs_ring_prompt(rig.engine.handle, -1, 0, 1) < 0
-    assert lib.rs_fetch_set(rig.engine.handle, 9, ffi.NULL) == 0
+    assert lib.rs_fetch_set(rig.engine.handle, 9, ffi.NULL, 0) == 0
 
 
 # --- the arguments of a program that has just begun

@@ -367,8 +367,8 @@ def test_memory_that_could_not_be_read_leaves_its_fields_out() -> None:
         "file": [("type", FileEventType.OPEN), Fetch("u64", [("filename", Side(0, 4096))], FetchKind.TEXT)]
     }
     plan = compile_plan(Event, table, ONE_OF_EACH)
-    assert plan.fetch is not None
-    assert (plan.fetch.offset, plan.fetch.kind) == (ONE_OF_EACH["u64"].offset, FetchKind.TEXT)
+    (fetch,) = plan.fetches
+    assert (fetch.offset, fetch.kind) == (ONE_OF_EACH["u64"].offset, FetchKind.TEXT)
     assert same(plan, raw_of(ONE_OF_EACH), b"").file.filename == ""
     assert same(plan, raw_of(ONE_OF_EACH), b"/x\0").file.filename == "/x"
 

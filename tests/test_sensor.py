@@ -17,6 +17,8 @@ import pytest
 from ringside.api.v0 import (
     ContainerFilter,
     EventFilter,
+    FileEventFilter,
+    FileEventType,
     LimitModifier,
     Modifier,
     ProcessEventFilter,
@@ -32,6 +34,7 @@ from ringside.sensor import perf, process
 from ringside.sensor._perf import lib
 from ringside.sensor.errors import KernelError, SetupError, UnservableError
 from ringside.sensor.events import process as process_events
+from ringside.sensor.events.ladder import Ladder
 from ringside.sensor.perf import clock
 from ringside.sensor.process import ProcessTable
 from ringside.sensor.sensor import Sensor
@@ -528,6 +531,34 @@ async def test_programs_of_another_architecture_have_other_numbers(kernel: FakeK
         assert [one.syscall.id for one in await reader.take(3)] == [2, 5, 6]
 
 
+async def test_what_programs_of_another_architecture_open(kernel: FakeKernel) -> None:
+    """Asked for only while there is one, as others use the numbers for something else."""
+    (kernel.proc.root / "sys/abi").mkdir()
+    (kernel.proc.root / "sys/abi/vsyscall32").write_text("1\n")
+    wanted = [FileEventFilter(type=FileEventType.OPEN, open_flags_mask=1)]
+    with mock.patch.object(Ladder, "_prove"):  # no event of ours comes of this kernel by itself
+        async with kernel.sensor(mechanism="memory") as sensor, reading(sensor, file_events=wanted) as reader:
+            assert not kernel.open_perfs(SYS_ENTER)
+            kernel.exec(50, b"/bin/thirtytwo", b"x", abi=1)
+            sensor.drain_once()
+            (text,) = {one.filter for one in kernel.open_perfs(SYS_ENTER)}
+            assert [f"id == {number}" in (text or "") for number in (5, 8, 295, 437, 6)] == [True] * 4 + [
+                False
+            ]
+            for pid in (50, 60):
+                kernel.enter(5, 0x1000, 1, pid=pid)
+                kernel.enter(5, 0x1000, 2, pid=pid)
+                kernel.enter(8, 0x1000, 0o600, pid=pid)
+            told = await reader.take(2)
+            assert [(one.process_pid, one.file.open_flags) for one in told] == [(50, 1), (50, 0o1101)]
+            assert told[1].file.open_mode == 0o600
+            kernel.exec(50, b"/bin/native", b"x", abi=2)
+            sensor.drain_once()
+            for later, is_open in ((0, True), (10, True), (10**6, False)):  # s
+                sensor.processes.forget_dead(now() + later * 10**9)
+                assert bool(kernel.open_perfs(SYS_ENTER)) == is_open
+
+
 @pytest.mark.parametrize("include", [False, True])
 async def test_the_sensor_itself(kernel: FakeKernel, include: bool) -> None:
     kernel.proc.add(os.getpid(), 50, "ringside", 5000)
@@ -653,7 +684,7 @@ async def test_a_perf_event_is_closed_when_its_records_were_read(kernel: FakeKer
         assert not first.enabled
         sensor.rings.settle(before - 10**9, wait=True)
         assert kernel.is_open(descriptor)
-        sensor.rings.settle(before, wait=True)
+        sensor.rings.settle(before + 10**9, wait=True)
         assert not kernel.is_open(descriptor)
 
 

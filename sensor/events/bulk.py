@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from ringside.api.v0 import Event
 
 from .._perf import lib
-from ..errors import UnservableError
-from ..perf import Engine, KernelEvent, Lane, Rings, Route
+from ..errors import KernelError, SetupError, UnservableError
+from ..expression import TRUE
+from ..expression import any_of as any_of_expressions
+from ..perf import Engine, KernelEvent, Lane, ProgramEvent, Rings, Route, clock
 from ..plan import Kernel, Table, compile_plan
 from ..program import Test, compile_program, fields_of, split
 from ..tracefs.filter import ALWAYS, CannotSay, Filter, all_of, any_of
@@ -20,6 +22,7 @@ from ..tracefs.format import Format
 from . import Want
 
 if TYPE_CHECKING:
+    from ..bpf import Attachment
     from ..expression import Expression
     from ..program import Fields
 
@@ -45,6 +48,7 @@ class BulkEvent:
         flags: int = 0,
         fields: Fields | None = None,
         fixed_filter: str | None = None,
+        programs: Callable[[Expression, bool], Sequence[Attachment]] | None = None,
     ) -> None:
         key_field = record[key] if key else None
         self.name = record.name
@@ -55,17 +59,30 @@ class BulkEvent:
         self._exclude = self._exclude_self = exclude
         self.constants: dict[str, int] = {}  # fields that this event has not, but whose value is known
         self._wants: list[tuple[int, BulkWant]] = []
+        self._resting = False
         self._plan = compile_plan(Event, table, record)
-        fetch = self._plan.fetch
+        fetches = self._plan.fetches
         self.source = self.engine.open_source(
-            flags | (lib.RS_FETCHED if fetch else 0),
+            flags | (lib.RS_FETCHED if fetches else 0),
             self._plan,
             key_field.offset if key_field else 0,
             key_field.size if key_field else 0,
         )
+        self._conditions: dict[str | None, tuple[Expression, bool]] = {}
         self.kernel = KernelEvent(
-            rings, record.name, event_id, self.source, Lane.PROMPT if fetch else Lane.BULK, fetch=fetch
+            rings,
+            record.name,
+            event_id,
+            self.source,
+            Lane.PROMPT if fetches else Lane.BULK,
+            fetches=fetches,
+            first_argument=bool(flags & lib.RS_BEHIND),
         )
+        self._programs = programs
+        if programs is not None:
+            self.kernel = ProgramEvent(
+                rings, record.name, lambda text: programs(*self._conditions[text]), self.source, Lane.BULK
+            )
         self.kernel.outputs = lambda: self.outputs
 
     def include_self(self, on: bool) -> None:
@@ -92,7 +109,7 @@ class BulkEvent:
         before = list(self._wants)
         self._wants.extend((output, want) for want in wants)
         try:
-            since = self.kernel.open(self.filter())
+            since = self._apply()
             self._reroute()
             return since
         except BaseException:
@@ -107,23 +124,53 @@ class BulkEvent:
             return
         self._wants = [one for one in self._wants if one not in gone]
         self._reroute()
-        if not self._wants:
-            self.kernel.close()
-            return
         try:
-            self.kernel.open(self.filter())
+            self._apply()
         except UnservableError as error:  # the wider filter stays in force; C goes on deciding
             log.warning("%s: could not narrow the filter: %s", self.name, error)
+
+    def rest(self, on: bool) -> None:
+        """While this is on, it is closed, whoever wants it."""
+        if on == self._resting:
+            return
+        self._resting = on
+        try:
+            self._apply()
+        except (UnservableError, KernelError, SetupError) as error:
+            log.warning("%s: could not change the filter: %s", self.name, error)
+
+    def _apply(self) -> int:
+        if not self._wants or self._resting:
+            self.kernel.close()
+            return clock()
+        try:
+            return self.kernel.open(self.filter())
+        except UnservableError as error:
+            if self._programs is None:
+                raise
+            log.warning("%s: all of it instead of what is wanted: %s", self.name, error)
+            return self.kernel.open(self._condition(TRUE))
 
     def filter(self) -> str | None:
         """The kernel's filter for all wants together; None if every record is wanted."""
         if self._fixed_filter is not None:
             return self._fixed_filter
+        if self._programs is not None:
+            return self._condition(any_of_expressions(want.expression for _, want in self._wants))
         wanted = any_of(want.filter for _, want in self._wants)
         for said in (all_of([self._exclude, wanted]), self._exclude):
             with suppress(CannotSay):  # too long: C decides alone
                 return said.text or None
         return None
+
+    def _condition(self, wanted: Expression) -> str | None:
+        """The same for programs, which are told by this text what to let pass."""
+        everybodys = self._exclude == ALWAYS
+        text = (
+            None if wanted == TRUE and not everybodys else f"{wanted}{' of everybody' if everybodys else ''}"
+        )
+        self._conditions = {text: (wanted, everybodys)}
+        return text
 
     def _reroute(self) -> None:
         self.engine.route(
@@ -144,6 +191,7 @@ class BulkWant:
     key: int | None = None
     tests: Sequence[Test] = ()
     note: str = ""  # what the subscriber should know of how it is served
+    expression: Expression = TRUE  # the same as `filter`, for programs
 
     @classmethod
     def of(
@@ -155,14 +203,17 @@ class BulkWant:
         key: int | None = None,
         tested: Expression | None = None,
         note: str = "",
+        fields: Fields | None = None,
     ) -> BulkWant:
         """Records that an expression accepts, as far as the kernel can say it decided there.
 
-        `tested` is what C has to decide for itself, all of it if not given (a key decides some).
+        `tested` is what C has to decide for itself, all of it if not given (a key decides some). `fields`
+        are those of the records with this key, if they differ from key to key.
         """
-        said = split(expression, event.fields).kernel
-        tests = compile_program(expression if tested is None else tested, event.fields)
-        return cls(family, event, said, key, tests, note)
+        known = event.fields if fields is None else fields
+        said = split(expression, known).kernel
+        tests = compile_program(expression if tested is None else tested, known)
+        return cls(family, event, said, key, tests, note, expression)
 
     def attach(self, output: int) -> int:
         """Have the event's records come to the output."""
@@ -202,6 +253,12 @@ def _by_event(wants: Sequence[Want]) -> list[tuple[BulkEvent | None, list[Any]]]
         event = want.event if isinstance(want, BulkWant) else None
         groups.setdefault(want if event is None else event, (event, []))[1].append(want)
     return list(groups.values())
+
+
+def foreign_flag() -> int:
+    """For records whose numbers are those of 32-bit programs, and only theirs."""
+    flag: int = lib.RS_ALIEN
+    return flag
 
 
 def native_flag() -> int:

@@ -4,8 +4,10 @@ The ladder:
 
 1. A kprobe on do_sys_openat2 (fs/open.c, 5.6; do_sys_open before), where open, openat, openat2 and creat of
    64- and 32-bit callers meet.
-2. The system calls' tracepoints and the caller's memory, read at once by the courier. Best effort: the caller
-   may have changed the name, or be gone. A name that could not be read is left unset.
+2. bpf programs at the system calls' tracepoints, which read the name (call_programs.py).
+3. The system calls' tracepoints and the caller's memory, read at once by the courier; raw_syscalls for 32-bit
+   callers (foreign.py). Best effort: the caller may have changed the name, or be gone. A name that could not
+   be read is left unset.
 
 Two more ways were tried and are none. The tracepoints of 7.x bring the name (`__filename_val`), but cut at
 syscall_user_buf_size, 165 bytes at most, and with dots for what is not printable ASCII: no exact name. Event
@@ -16,21 +18,27 @@ TRACE_REG_PERF_REGISTER to this day): a perf event on one opens, and stays silen
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ringside.api.v0 import FileEventFilter, FileEventType
 
 from ..errors import KernelError, RequestError, UnservableError
 from ..expression import FALSE, TRUE, And, Expression, Op, Predicate, all_of
-from ..plan import Fetch, FetchKind, Kernel, Side, Table, When
+from ..plan import Came, Fetch, FetchKind, Front, Kernel, Side, Table, When
 from ..program import FieldInfo, fields_of
 from ..program import Kind as FieldKind
 from ..tracefs.format import Format
 from . import Mechanism
 from .bulk import BulkEvent, BulkWant
+from .call_programs import OPENED, open_program, program_event
+from .foreign import ForeignCalls, argument, argument_field
+from .foreign import want as foreign_want
 from .ladder import Ladder, Rung, touch_nothing
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ..program import Fields
     from ..sensor import Sensor
 
@@ -39,6 +47,7 @@ _PATH_MAX = 4096
 _MAX_PATTERN = 1024
 _CALLS = ("openat", "open", "creat", "openat2")
 _CREAT_FLAGS = os.O_CREAT | os.O_WRONLY | os.O_TRUNC
+_HOW = 16  # bytes that are read of struct open_how
 _CREATES = os.O_CREAT | 0o20000000  # __O_TMPFILE; without either the mode is what a register happened to hold
 
 KPROBE_ARGUMENTS = (("filename", "+0($arg2):ustring"), ("flags", "+0($arg3):u64"), ("mode", "+8($arg3):u64"))
@@ -47,19 +56,94 @@ OLD_KPROBE_ARGUMENTS = (("filename", "+0($arg2):ustring"), ("flags", "$arg3:s32"
 
 def open_table(call: str, record: Format, name: Any) -> Table:
     """The table of an open whose name comes from `name`, as far as the call has flags and mode."""
-    fields: list[Any] = [("type", FileEventType.OPEN)]
-    if isinstance(name, Fetch):
-        fields.append(name)
-    else:
-        fields.append(("filename", name))
-    if call == "creat":
-        fields.append(("open_flags", _CREAT_FLAGS))
-    elif "flags" in record:
-        fields.append(("open_flags", Kernel("flags")))
-    if "mode" in record:
-        mode = ("open_mode", Kernel("mode"))
-        fields.append(When(Kernel("flags"), 0, [mode], mask=_CREATES) if "flags" in record else mode)
-    return {"file": fields}
+    if isinstance(name, Fetch) and name.front is not None:
+        return {"file": _open(name, _HOW_ACCESS)}
+    flags = _CREAT_FLAGS if call == "creat" else Kernel("flags") if "flags" in record else None
+    mode = Kernel("mode") if "mode" in record else None
+    return {"file": _open(name, *_access(flags, mode))}
+
+
+def _open(name: Any, *more: Any) -> list[Any]:
+    return [("type", FileEventType.OPEN), name if isinstance(name, Fetch) else ("filename", name), *more]
+
+
+def _access(flags: Kernel | Side | int | None, mode: Kernel | Side | None) -> list[Any]:
+    """Flags and mode of an open, as far as they are known."""
+    fields: list[Any] = [] if flags is None else [("open_flags", flags)]
+    if mode is not None and isinstance(flags, Kernel | Side):
+        fields.append(When(flags, 0, [("open_mode", mode)], mask=_CREATES))
+    elif mode is not None:
+        fields.append(("open_mode", mode))
+    return fields
+
+
+_HOW_ACCESS = Came(_access(Side(0, 8), Side(8, 8)))  # openat2's struct open_how, read before the name
+
+
+def _text(pointer: str | Kernel, front: Front | None = None, *, narrow: bool = False) -> Fetch:
+    at = front.length if front else 0
+    return Fetch(
+        pointer, [("filename", Side(at, _PATH_MAX))], kind=FetchKind.TEXT, front=front, narrow=narrow
+    )
+
+
+def _text_field(at: int = 0) -> FieldInfo:
+    return FieldInfo(FieldKind.CHARS, at, _PATH_MAX, side=True, may_fault=True)
+
+
+_HOW_FIELDS = {
+    "filename": _text_field(_HOW),
+    "flags": FieldInfo(FieldKind.INT, 0, 8, side=True),
+    "mode": FieldInfo(FieldKind.INT, 8, 8, side=True),
+}
+
+
+@dataclass(frozen=True)
+class ForeignOpen:
+    """An open of a 32-bit caller: the call's number, and which of its arguments is what."""
+
+    number: int
+    name: int
+    flags: int | None = None
+    mode: int | None = None
+    how: int | None = None
+
+    def table(self) -> list[Any]:
+        """Its event."""
+        name = argument(self.name, 8)
+        if self.how is not None:
+            return _open(_text(name, Front(argument(self.how, 8), _HOW), narrow=True), _HOW_ACCESS)
+        flags = _CREAT_FLAGS if self.flags is None else argument(self.flags)
+        mode = None if self.mode is None else argument(self.mode, 2)
+        return _open(_text(name, narrow=True), *_access(flags, mode))
+
+    def fields(self, record: Format) -> dict[str, FieldInfo]:
+        """What a filter may compare."""
+        if self.how is not None:
+            return dict(_HOW_FIELDS)
+        fields = {"filename": _text_field()}
+        if self.flags is not None:
+            fields["flags"] = argument_field(record, self.flags, signed=True)
+        if self.mode is not None:
+            fields["mode"] = argument_field(record, self.mode, 2)
+        return fields
+
+
+_FOREIGN = (
+    ForeignOpen(5, 0, 1, 2),
+    ForeignOpen(8, 0, None, 1),  # creat
+    ForeignOpen(295, 1, 2, 3),
+    ForeignOpen(437, 1, how=2),
+)
+FOREIGN_TABLE: Table = [When(Kernel("id"), one.number, [("file", one.table())]) for one in _FOREIGN]
+
+
+_PROGRAMS = {
+    "openat": open_program(1, 2, 3),
+    "open": open_program(0, 1, 2),
+    "creat": open_program(0, None, 1, fixed=_CREAT_FLAGS),
+    "openat2": open_program(1, how=2),
+}
 
 
 class FileFamily:
@@ -68,17 +152,18 @@ class FileFamily:
     def __init__(self, sensor: Sensor) -> None:
         self._sensor = sensor
         self._tracepoints: dict[tuple[str, str], BulkEvent] = {}
+        self._foreign = ForeignCalls(sensor)
         self.ladder = Ladder(
             sensor,
             FAMILY,
             (
                 Rung("kprobe", "kprobe on do_sys_openat2", self._by_kprobe),
+                Rung("program", "bpf program at the system call", self._by_program),
                 Rung(
                     "memory",
                     "the caller's memory, read at once",
                     self._by_memory,
-                    "a name may be missing if the caller is quicker; 32-bit callers are not seen, "
-                    "nor are openat2's flags",
+                    "a name may be missing if the caller is quicker",
                 ),
             ),
             touch_nothing,
@@ -98,10 +183,27 @@ class FileFamily:
             raise RequestError(f"{path}.type", "must be FILE_EVENT_TYPE_OPEN")
         expression = self._expression(request, path)
         rung = self.ladder.reached()
-        return [
-            BulkWant.of(FAMILY, event, _settled(expression, event), note=rung.best_effort)
+        wants = [
+            BulkWant.of(
+                FAMILY, event, _settled(expression, event.fields, event.constants), note=rung.best_effort
+            )
             for event in rung.events().values()
         ]
+        if rung.name != "kprobe":
+            wants += self._foreign_wants(expression, rung.best_effort)
+        return wants
+
+    def _foreign_wants(self, expression: Expression, note: str) -> list[BulkWant]:
+        event = self._foreign.event("sys_enter", FOREIGN_TABLE)
+        if event is None:
+            return []
+        wants = []
+        for one in _FOREIGN:
+            fields = one.fields(event.record)
+            chosen = _settled(expression, fields, _creat(one.flags is None))
+            if chosen != FALSE:
+                wants.append(foreign_want(FAMILY, event, one.number, chosen, fields, note))
+        return wants
 
     def _expression(self, request: FileEventFilter, path: str) -> Expression:
         terms: list[Expression] = []
@@ -146,19 +248,23 @@ class FileFamily:
                 problem = error
         raise UnservableError(FAMILY, str(problem))
 
+    def _by_program(self) -> dict[str, BulkEvent]:
+        if ("program", "open") not in self._tracepoints:
+            table = open_table("", OPENED, Kernel("filename"))
+            self._tracepoints["program", "open"] = program_event(
+                self._sensor, FAMILY, OPENED, _PROGRAMS, table
+            )
+        return {"open": self._tracepoints["program", "open"]}
+
     def _by_memory(self) -> dict[str, BulkEvent]:
         events = {}
         for call in _CALLS:
             record = self._record(call)
             if record is not None:
-                name = Fetch(_pointer(record), [("filename", Side(0, _PATH_MAX))], kind=FetchKind.TEXT)
-                fields = {
-                    **fields_of(record),
-                    "filename": FieldInfo(FieldKind.CHARS, 0, _PATH_MAX, side=True, may_fault=True),
-                }
-                events[call] = self._tracepoint(
-                    "memory", call, record, open_table(call, record, name), fields
-                )
+                front = Front(Kernel("how"), _HOW) if "how" in record else None
+                table = open_table(call, record, _text(_pointer(record), front))
+                fields = {**fields_of(record), **(_HOW_FIELDS if front else {"filename": _text_field()})}
+                events[call] = self._tracepoint("memory", call, record, table, fields)
         return self._some(events)
 
     def _some(self, events: dict[str, BulkEvent]) -> dict[str, BulkEvent]:
@@ -185,7 +291,7 @@ class FileFamily:
                 flags=self._sensor.lineage_flag(),
                 fields=fields,
             )
-            event.constants = {"flags": _CREAT_FLAGS} if call == "creat" else {}
+            event.constants = _creat(call == "creat")
             self._tracepoints[rung, call] = event
         return self._tracepoints[rung, call]
 
@@ -199,14 +305,18 @@ def _pointer(record: Format) -> str:
     return "filename" if "filename" in record else "pathname"
 
 
-def _settled(expression: Expression, event: BulkEvent) -> Expression:
-    """The same with what is known beforehand: creat has no flags to compare, openat2's are not read."""
+def _creat(is_it: bool) -> dict[str, int]:
+    return {"flags": _CREAT_FLAGS} if is_it else {}
+
+
+def _settled(expression: Expression, fields: Fields, constants: Mapping[str, int]) -> Expression:
+    """The same with what is known beforehand: creat has no flags to compare."""
     match expression:
         case And(terms):
-            return all_of(_settled(term, event) for term in terms)
-        case Predicate(Op.BITS, name, mask) if name not in event.fields:
-            return TRUE if event.constants.get(name, 0) & int(mask) else FALSE
-        case Predicate(Op.BITS, "mode") if "flags" in event.fields:
+            return all_of(_settled(term, fields, constants) for term in terms)
+        case Predicate(Op.BITS, name, mask) if name not in fields:
+            return TRUE if constants.get(name, 0) & int(mask) else FALSE
+        case Predicate(Op.BITS, "mode") if "flags" in fields:
             return all_of([expression, Predicate(Op.BITS, "flags", _CREATES)])
     return expression
 

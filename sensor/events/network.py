@@ -1,9 +1,11 @@
 """Network: attempts of connect, bind, listen, accept, sendto, recvfrom, and their results.
 
 Attempts come from kprobes on the functions behind the system calls (net/socket.c), which every caller
-passes, else from the caller's memory, as for file names. Each brings the socket address as
-a block of bytes, so that one table decodes it whatever the rung. Results come from the system calls' exit
-tracepoints, which miss nothing however many callers are blocked; return probes would.
+passes, else from programs at the system calls (call_programs.py), else from the caller's memory, as for file
+names. Each brings the socket address as a block of bytes, so that one table decodes it whatever the rung.
+Results come from the system calls' exit tracepoints, which miss nothing however many callers are blocked;
+return probes would. 32-bit callers (foreign.py) have some of these calls behind one number, socketcall(2),
+its arguments in memory: the first register tells which, at the exit too.
 """
 
 from __future__ import annotations
@@ -16,17 +18,22 @@ from typing import TYPE_CHECKING, Any
 
 from ringside.api.v0 import NetworkAddressFamily, NetworkEventFilter, NetworkEventType
 
+from .._perf import lib
 from ..errors import KernelError, RequestError, UnservableError
-from ..expression import TRUE, Op, Predicate, from_message
-from ..plan import Fetch, FetchKind, Kernel, Side, Table, View, When
-from ..program import FieldInfo
+from ..expression import TRUE, Op, Predicate, all_of, from_message
+from ..plan import Came, Fetch, FetchKind, Front, Kernel, Side, Table, View, When
+from ..program import FieldInfo, fields_of
 from ..program import Kind as FieldKind
 from ..tracefs.format import Format
 from . import Mechanism
 from .bulk import BulkEvent, BulkWant
+from .call_programs import CALLED, address_program, program_event
+from .foreign import SOCKETCALL, ForeignCalls, argument, argument_field
+from .foreign import want as foreign_want
 from .ladder import Ladder, Rung
 
 if TYPE_CHECKING:
+    from ..expression import Expression
     from ..program import Fields
     from ..sensor import Sensor
 
@@ -42,7 +49,8 @@ class Call:
     """A system call: the function behind it, and where its arguments are.
 
     Numbers are those of the function's arguments. `address` and `length` are the tracepoint's field names,
-    `message` that of a struct msghdr.
+    `message` that of a struct msghdr. 32-bit callers have it as `number`, or as the `sub`call of socketcall
+    with so many `words` of arguments; no `symbol`: only as that.
     """
 
     name: str
@@ -53,6 +61,9 @@ class Call:
     length_field: str = ""
     message: int = 0
     backlog: int = 0
+    number: int = 0
+    sub: int = 0
+    words: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,80 +80,175 @@ ACTIONS = (
     Action(
         _Type.CONNECT_ATTEMPT,
         _Type.CONNECT_RESULT,
-        (Call("connect", "__sys_connect", 2, 3, "uservaddr", "addrlen"),),
+        (Call("connect", "__sys_connect", 2, 3, "uservaddr", "addrlen", number=362, sub=3, words=3),),
         True,
     ),
     Action(
-        _Type.BIND_ATTEMPT, _Type.BIND_RESULT, (Call("bind", "__sys_bind", 2, 3, "umyaddr", "addrlen"),), True
+        _Type.BIND_ATTEMPT,
+        _Type.BIND_RESULT,
+        (Call("bind", "__sys_bind", 2, 3, "umyaddr", "addrlen", number=361, sub=2, words=3),),
+        True,
     ),
-    Action(_Type.LISTEN_ATTEMPT, _Type.LISTEN_RESULT, (Call("listen", "__sys_listen", backlog=2),)),
+    Action(
+        _Type.LISTEN_ATTEMPT,
+        _Type.LISTEN_RESULT,
+        (Call("listen", "__sys_listen", backlog=2, number=363, sub=4, words=2),),
+    ),
     Action(
         _Type.ACCEPT_ATTEMPT,
         _Type.ACCEPT_RESULT,
-        (Call("accept", "__sys_accept4"), Call("accept4", "__sys_accept4")),
+        (
+            Call("accept", "__sys_accept4", sub=5, words=3),
+            Call("accept4", "__sys_accept4", number=364, sub=18, words=4),
+        ),
     ),
     Action(
         _Type.SENDTO_ATTEMPT,
         _Type.SENDTO_RESULT,
         (
-            Call("sendto", "__sys_sendto", 5, 6, "addr", "addr_len"),
-            Call("sendmsg", "__sys_sendmsg", address_field="msg", message=2),
+            Call("sendto", "__sys_sendto", 5, 6, "addr", "addr_len", number=369, sub=11, words=6),
+            Call("sendmsg", "__sys_sendmsg", address_field="msg", message=2, number=370, sub=16, words=3),
+            Call("send", "", sub=9, words=4),
         ),
         True,
     ),
     Action(
         _Type.RECVFROM_ATTEMPT,
         _Type.RECVFROM_RESULT,
-        (Call("recvfrom", "__sys_recvfrom"), Call("recvmsg", "__sys_recvmsg")),
+        (
+            Call("recvfrom", "__sys_recvfrom", number=371, sub=12, words=6),
+            Call("recvmsg", "__sys_recvmsg", number=372, sub=17, words=3),
+            Call("recv", "", sub=10, words=4),
+        ),
     ),
 )
 
-ADDRESS: Table = [
-    When(
-        Side(0, 2),
-        _INET,
-        [
-            ("family", NetworkAddressFamily.INET),
-            ("ipv4_address", {"address": {"address": Side(4, 4)}, "port": Side(2, 2, swap=True)}),
-        ],
-    ),
-    When(
-        Side(0, 2),
-        _INET6,
-        [
-            ("family", NetworkAddressFamily.INET6),
-            (
-                "ipv6_address",
-                {"address": {"high": Side(8, 8), "low": Side(16, 8)}, "port": Side(2, 2, swap=True)},
-            ),
-        ],
-    ),
-    When(
-        Side(0, 2),
-        _UNIX,
-        [("family", NetworkAddressFamily.LOCAL), ("local_address", Side(2, 108, abstract=True))],
-    ),
-]
+
+def address_table(at: int = 0) -> Table:
+    """What an event tells of the address that lies there in the memory that came with the record."""
+    port = Side(at + 2, 2, swap=True)
+    inet = {"address": {"address": Side(at + 4, 4)}, "port": port}
+    inet6 = {"address": {"high": Side(at + 8, 8), "low": Side(at + 16, 8)}, "port": port}
+    local = Side(at + 2, 108, abstract=True)
+    family = Side(at, 2)
+    return [
+        When(family, _INET, [("family", NetworkAddressFamily.INET), ("ipv4_address", inet)]),
+        When(family, _INET6, [("family", NetworkAddressFamily.INET6), ("ipv6_address", inet6)]),
+        When(family, _UNIX, [("family", NetworkAddressFamily.LOCAL), ("local_address", local)]),
+    ]
+
+
+ADDRESS = address_table()
 
 
 def _guard(family: int) -> Any:
     return Predicate(Op.EQ, "sa_family", family)
 
 
-def address_fields() -> dict[str, FieldInfo]:
-    """What a filter may compare of an address, where it lies in the block."""
+def address_fields(at: int = 0) -> dict[str, FieldInfo]:
+    """What a filter may compare of an address that lies there in the memory that came with the record."""
     inet, inet6, local = _guard(_INET), _guard(_INET6), _guard(_UNIX)
     whole = FieldKind.INT
     return {
-        "sa_family": FieldInfo(whole, 0, 2, side=True),
-        "sin_port": FieldInfo(whole, 2, 2, swapped=True, side=True, guard=inet),
-        "sin_addr": FieldInfo(whole, 4, 4, side=True, guard=inet),
-        "sin6_port": FieldInfo(whole, 2, 2, swapped=True, side=True, guard=inet6),
-        "sin6_addr_high": FieldInfo(whole, 8, 8, side=True, guard=inet6),
-        "sin6_addr_low": FieldInfo(whole, 16, 8, side=True, guard=inet6),
-        "sun_path": FieldInfo(FieldKind.CHARS, 2, 108, side=True, guard=local, abstract=True),
+        "sa_family": FieldInfo(whole, at, 2, side=True),
+        "sin_port": FieldInfo(whole, at + 2, 2, swapped=True, side=True, guard=inet),
+        "sin_addr": FieldInfo(whole, at + 4, 4, side=True, guard=inet),
+        "sin6_port": FieldInfo(whole, at + 2, 2, swapped=True, side=True, guard=inet6),
+        "sin6_addr_high": FieldInfo(whole, at + 8, 8, side=True, guard=inet6),
+        "sin6_addr_low": FieldInfo(whole, at + 16, 8, side=True, guard=inet6),
+        "sun_path": FieldInfo(FieldKind.CHARS, at + 2, 108, side=True, guard=local, abstract=True),
     }
 
+
+# ---- 32-bit callers
+
+
+@dataclass(frozen=True)
+class ForeignCall:
+    """How a 32-bit caller does an action: by a call of its own, or through socketcall."""
+
+    action: Action
+    call: Call
+    through: bool
+
+    @property
+    def number(self) -> int:
+        """The system call's."""
+        return SOCKETCALL if self.through else self.call.number
+
+    @property
+    def _words(self) -> int:
+        return 4 * self.call.words if self.through else 0  # bytes
+
+    def _argument(self, number: int) -> Kernel | Side:
+        """The integer that is argument `number`, from 1."""
+        if self.through:
+            return Side(4 * number - 4, 4, signed=True)
+        return argument(number - 1, signed=True)
+
+    def attempt(self) -> Any:
+        """The case of the table for its attempts."""
+        call = self.call
+        own: list[Any] = [("sockfd", self._argument(1))]
+        if call.backlog:
+            own.append(("backlog", self._argument(call.backlog)))
+        body: list[Any] = [("type", self.action.attempt), *([Came(own)] if self.through else own)]
+        pointer = call.message or call.address
+        if pointer or self.through:
+            body.append(
+                Fetch(
+                    self._argument(pointer or 1),
+                    [("address", address_table(self._words))] if pointer else [],
+                    kind=FetchKind.NAME if call.message else FetchKind.BLOCK,
+                    length=_SOCKADDR - 2 if pointer else 0,
+                    count=self._argument(call.length) if call.length else None,
+                    front=Front(argument(1, 8), self._words) if self.through else None,
+                    narrow=True,
+                )
+            )
+        event = [("network", body)]
+        return When(
+            Kernel("id"), self.number, [When(argument(0), call.sub, event)] if self.through else event
+        )
+
+    def result(self) -> Any:
+        """The case of the table for its results."""
+        event = [("network", [("type", self.action.result), ("result", Kernel("ret", size=4, signed=True))])]
+        return When(
+            Kernel("id"), self.number, [When(_EXIT_SUB, self.call.sub, event)] if self.through else event
+        )
+
+    def fields(self, record: Format) -> dict[str, FieldInfo]:
+        """What a filter may compare of its attempts."""
+        fields = address_fields(self._words) if self.action.has_address else {}
+        for name, number in (("fd", 1), ("backlog", self.call.backlog)):
+            if number and self.through:
+                fields[name] = FieldInfo(FieldKind.INT, 4 * number - 4, 4, signed=True, side=True)
+            elif number:
+                fields[name] = argument_field(record, number - 1, signed=True)
+        return {**fields, _SUB: argument_field(record, 0)}
+
+    def result_fields(self, record: Format) -> dict[str, FieldInfo]:
+        """What a filter may compare of its results."""
+        sub = FieldInfo(FieldKind.INT, _EXIT_SUB.offset, _EXIT_SUB.size, side=True)
+        return {"ret": FieldInfo(FieldKind.INT, record["ret"].offset, 4, signed=True), _SUB: sub}
+
+    def chosen(self, expression: Expression) -> Expression:
+        """The expression, of this call only."""
+        return all_of([Predicate(Op.EQ, _SUB, self.call.sub), expression]) if self.through else expression
+
+
+_SUB = "socketcall"
+_EXIT_SUB = Side(8, 4)  # behind the record: the ABI, the register of the first argument
+_FOREIGN = tuple(
+    ForeignCall(action, call, through)
+    for action in ACTIONS
+    for call in action.calls
+    for through in (False, True)
+    if (call.sub if through else call.number)
+)
+FOREIGN_ATTEMPTS: Table = [one.attempt() for one in _FOREIGN]
+FOREIGN_RESULTS: Table = [one.result() for one in _FOREIGN]
 
 # What the kernel can decide itself: fetched beside the block, under these names.
 _SCALARS = (("family", 0, "u16"), ("port", 2, "u16"), ("addr", 4, "u32"))
@@ -154,6 +260,7 @@ class NetworkFamily:
     def __init__(self, sensor: Sensor) -> None:
         self._sensor = sensor
         self._tracepoints: dict[tuple[str, str], BulkEvent] = {}
+        self._foreign = ForeignCalls(sensor)
         self._by_type = {
             kind: (action, kind == action.result)
             for action in ACTIONS
@@ -164,11 +271,12 @@ class NetworkFamily:
             FAMILY,
             (
                 Rung("kprobe", "kprobes on __sys_connect and the like", partial(self._attempts, "kprobe")),
+                Rung("program", "bpf programs at the system calls", partial(self._attempts, "program")),
                 Rung(
                     "memory",
                     "the caller's memory, read at once",
                     partial(self._attempts, "memory"),
-                    "an address may be missing if the caller is quicker, and 32-bit callers are not seen",
+                    "an address may be missing if the caller is quicker",
                 ),
             ),
             _connect_nowhere,
@@ -205,11 +313,37 @@ class NetworkFamily:
             names["backlog"] = int
         expression = TRUE if request.filter is None else from_message(request.filter, f"{path}.filter", names)
         if is_result:
-            return [BulkWant.of(RESULTS, event, expression) for event in self._results(action).values()]
+            own = [BulkWant.of(RESULTS, event, expression) for event in self._results(action).values()]
+            return own + self._foreign_wants(action, expression, is_result=True)
         rung = self.ladder.reached()
         note = rung.best_effort if action.has_address else ""
         events = self._attempts(rung.name, action)
-        return [BulkWant.of(FAMILY, event, expression, note=note) for event in events.values()]
+        wants = [BulkWant.of(FAMILY, event, expression, note=note) for event in events.values()]
+        if rung.name != "kprobe":
+            wants += self._foreign_wants(action, expression, note)
+        return wants
+
+    def _foreign_wants(
+        self, action: Action, expression: Expression, note: str = "", *, is_result: bool = False
+    ) -> list[BulkWant]:
+        if is_result:
+            event = self._foreign.event("sys_exit", FOREIGN_RESULTS, lib.RS_BEHIND)
+        else:
+            event = self._foreign.event("sys_enter", FOREIGN_ATTEMPTS)
+        if event is None:
+            return []
+        return [
+            foreign_want(
+                RESULTS if is_result else FAMILY,
+                event,
+                one.number,
+                one.chosen(expression),
+                one.result_fields(event.record) if is_result else one.fields(event.record),
+                note,
+            )
+            for one in _FOREIGN
+            if one.action is action
+        ]
 
     # -- results -----------------------------------------------------------------------------------
 
@@ -231,9 +365,11 @@ class NetworkFamily:
     def _attempts(self, rung: str, action: Action = ACTIONS[0]) -> dict[str, BulkEvent]:
         events = {}
         seen = set()
+        if rung == "program" and action.has_address:
+            return {"program": self._by_program(action)}
         for call in action.calls:
             if rung == "kprobe":
-                if call.symbol not in seen:  # accept and accept4 meet in one function
+                if call.symbol and call.symbol not in seen:  # accept and accept4 meet in one function
                     seen.add(call.symbol)
                     events[call.name] = self._by_kprobe(action, call)
             else:
@@ -267,6 +403,22 @@ class NetworkFamily:
             )
         except RequestError as error:
             raise UnservableError(FAMILY, str(error)) from error
+
+    def _by_program(self, action: Action) -> BulkEvent:
+        if ("program", action.attempt.name) not in self._tracepoints:
+            programs = {
+                # arguments are counted from 0 there
+                call.name: address_program(call.address - 1, call.length - 1, max(0, call.message - 1))
+                for call in action.calls
+                if call.symbol
+            }
+            view = View("block", [("address", ADDRESS)], _SOCKADDR, count="length")
+            table = {"network": [("type", action.attempt), ("sockfd", Kernel("fd")), view]}
+            fields = {"fd": fields_of(CALLED)["fd"], **address_fields()}
+            self._tracepoints["program", action.attempt.name] = program_event(
+                self._sensor, FAMILY, CALLED, programs, table, fields
+            )
+        return self._tracepoints["program", action.attempt.name]
 
     def _by_memory(self, action: Action, call: Call, record: Format) -> BulkEvent:
         fields: dict[str, FieldInfo] = {}

@@ -276,7 +276,7 @@ class ProcessFamily:
             Lane.PROMPT if fetch else Lane.LIFECYCLE,
             stack_size=_STACK if fetch and fetch.kind is FetchKind.ARGUMENTS else 0,
             cgroup=bool(fetch and fetch.kind is FetchKind.ARGUMENTS),
-            fetch=fetch,
+            fetches=(fetch,) if fetch else (),
         )
         try:
             event.open(filter_text)

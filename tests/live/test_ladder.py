@@ -22,6 +22,7 @@ from ..support.stream import (
     has_kprobes,
     is_missing,
     own_sensor,
+    takes_maps,
     takes_programs,
     watching,
 )
@@ -204,7 +205,7 @@ async def test_the_best_rung_is_taken() -> None:
         rows = {row.family: row for row in sensor.mechanisms()}
     assert all(row.served for name, row in rows.items() if name not in ("kernel functions", "containers"))
     assert rows["kernel functions"].served == has_kprobes()
-    best = "kprobe" if has_kprobes() else "memory"
+    best = "kprobe" if has_kprobes() else "bpf program" if takes_maps() else "memory"
     assert best in rows["file opens"].mechanism
     assert best in rows["network attempts"].mechanism
 

@@ -24,7 +24,7 @@ from ringside.sensor.subscription import Subscriber
 RESPONSE = message_class("capsule8.api.v0.GetEventsResponse")
 LIBC = ctypes.CDLL(None, use_errno=True)
 TRACEFS = Path("/sys/kernel/tracing")
-RUNGS = ("kprobe", "memory")
+RUNGS = ("kprobe", "program", "memory")
 PATIENCE = float(os.environ.get("RINGSIDE_PATIENCE", "30"))  # s; emulated kernels are slow
 Told = Callable[[str, object], None]  # pytest's record_property
 
@@ -97,13 +97,18 @@ def has_kprobes() -> bool:
     return (TRACEFS / "kprobe_events").exists()
 
 
-def takes_programs() -> bool:
-    """True if the kernel lets us make bpf maps, and tells of its types."""
+def takes_maps() -> bool:
+    """True if the kernel lets us make bpf maps."""
     made = lib.rs_bpf_map(MapType.ARRAY, 4, 8, 1)
     if made < 0:
         return False
     os.close(made)
-    return VMLINUX.exists()
+    return True
+
+
+def takes_programs() -> bool:
+    """The same, and it tells of its types."""
+    return takes_maps() and VMLINUX.exists()
 
 
 def write_tracefs(name: str, line: str) -> None:
@@ -117,6 +122,7 @@ def write_tracefs(name: str, line: str) -> None:
 
 THERE: dict[str, tuple[Callable[[], bool], str]] = {
     "kprobe": (has_kprobes, "tracefs has no kprobe_events"),
+    "program": (takes_maps, "bpf(2) makes no maps"),
     "memory": (lambda: True, ""),
 }
 

@@ -1,0 +1,15 @@
+"""What the live tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ..support.foreign import build
+
+
+@pytest.fixture(scope="session")
+def program32(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A 32-bit program, to be told what to call."""
+    return build(tmp_path_factory.mktemp("foreign"))
