@@ -389,7 +389,6 @@ class _Opened:
     events: list[tuple[int, int, int]] = field(default_factory=list)
     programs: Loaded | None = None
     attached: list[int] = field(default_factory=list)  # descriptors of perf events that hold the programs
-    since: int = 0  # from when on its records count
 
 
 class KernelEvent:
