@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from ringside.api.v0 import Event, FileEventFilter, FileEventType, ProcessEventFilter, ProcessEventType
@@ -27,6 +30,8 @@ from ..support.stream import (
 EXEC, EXIT = ProcessEventType.EXEC, ProcessEventType.EXIT
 MOST, LEAST, ENOUGH = 1000, 200, 15.0  # programs; at least, if they take more seconds than that
 SIDE_BY_SIDE = 20
+PARANOID = Path("/proc/sys/kernel/perf_event_paranoid")
+CAP_SYS_ADMIN, CAP_BPF, PR_CAPBSET_DROP = 21, 39, 24
 
 
 def anybodys(_: object) -> bool:
@@ -107,16 +112,16 @@ async def test_command_lines_of_any_length(size: int) -> None:
     assert event.process.exec_command_line == line
 
 
-@pytest.mark.parametrize("mechanism", ["auto", "kprobe", "memory"])
+@pytest.mark.parametrize("mechanism", ["auto", "program", "kprobe", "memory"])
 async def test_every_exit_status(mechanism: str) -> None:
     """Of programs that end by themselves and by a signal, and of threads; by each way there is."""
     shell = shutil.which("sh")
     assert shell
     wanted = ProcessEventFilter(type=EXIT)
     way = "proc connector"
-    if mechanism == "auto" and takes_programs():
+    if mechanism in ("auto", "program") and takes_programs():
         way = "bpf program at the exit"
-    elif mechanism != "memory" and has_kprobes():
+    elif mechanism in ("auto", "kprobe") and has_kprobes():
         way = "kprobe on do_exit"
     async with own_sensor(mechanism) as sensor:
         assert rows(sensor)["exit status"] == way
@@ -167,6 +172,31 @@ threading.Thread(target=run).start()
     assert event.process is not None
     assert event.process.exit_code == status
     assert status != 0
+
+
+def test_without_the_capability_the_next_rung_is_taken() -> None:
+    """`ringside check` by a root that has neither CAP_BPF nor CAP_SYS_ADMIN, with tracefs mounted for it."""
+    code = f"""
+import ctypes, os, sys
+for capability in {CAP_BPF}, {CAP_SYS_ADMIN}:
+    assert ctypes.CDLL(None).prctl({PR_CAPBSET_DROP}, capability, 0, 0, 0) == 0
+os.execv(sys.executable, [sys.executable, "-m", "ringside.sensor.cli", "check", "--json"])
+"""
+    mount = "mountpoint -q /sys/kernel/tracing || mount -t tracefs nodev /sys/kernel/tracing"
+    script = ["unshare", "--mount", "sh", "-c", f'{mount}; exec "$@"', "sh", sys.executable, "-c", code]
+    paranoid = PARANOID.read_text()
+    if int(paranoid) > 2:  # Debian's own: perf events for CAP_SYS_ADMIN only
+        PARANOID.write_text("2")
+    try:
+        done = subprocess.run(script, capture_output=True, text=True, check=False)
+    finally:
+        PARANOID.write_text(paranoid)
+    found = {row["family"]: row for row in json.loads(done.stdout)["mechanisms"]}
+    line, status = found["command lines"], found["exit status"]
+    assert line["mechanism"].startswith("the new program's stack")
+    assert status["mechanism"] in ("kprobe on do_exit", "proc connector")
+    assert line["note"] == "bpf(2) is not permitted"
+    assert status["note"].startswith("bpf(2) is not permitted")
 
 
 async def test_the_best_rung_is_taken() -> None:
