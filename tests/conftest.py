@@ -108,13 +108,21 @@ def open_files() -> dict[int, str]:
     return found
 
 
+def _text(path: Path) -> str | None:
+    """What procfs says; None if the thread or process has ended."""
+    try:
+        return path.read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
 def children() -> dict[int, str]:
     """This process's children, the dead ones that nobody waited for too, and their names."""
     found = {}
     for path in Path("/proc/self/task").glob("*/children"):
-        for pid in path.read_text().split():
-            stat = Path(f"/proc/{pid}/stat")
-            found[int(pid)] = stat.read_text().rpartition(")")[0].partition("(")[2] if stat.exists() else "?"
+        for pid in (_text(path) or "").split():
+            stat = _text(Path(f"/proc/{pid}/stat"))
+            found[int(pid)] = stat.rpartition(")")[0].partition("(")[2] if stat else "?"
     return found
 
 
