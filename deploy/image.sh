@@ -19,8 +19,7 @@ make_base() {
     docker image inspect "$base" >/dev/null 2>&1 && return
     if [ ! -e "$cache/$suite.tar" ]; then
         mkdir -p "$cache"
-        local root
-        root=$(mktemp -d)
+        root=$(mktemp -d) # not local: the trap runs when the function is long left
         trap 'rm -rf "$root"' EXIT
         debootstrap --variant=minbase --include=python3-minimal,libpython3-stdlib "$suite" "$root" >&2
         rm -rf "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/* "$root"/usr/share/{doc,man,locale,info}/*
