@@ -33,6 +33,7 @@ from ringside.api.v0 import (
 from ringside.sensor import perf, process
 from ringside.sensor._perf import lib
 from ringside.sensor.errors import KernelError, SetupError, UnservableError
+from ringside.sensor.events import ladder
 from ringside.sensor.events import process as process_events
 from ringside.sensor.events.ladder import Ladder
 from ringside.sensor.perf import clock
@@ -716,6 +717,25 @@ async def test_the_others_go_on_while_the_kernel_takes_its_time_to_close(
         may_close.set()
         await until(lambda: bool(done))
         assert done == [False]
+
+
+async def test_what_does_not_work_is_not_tried_again_for_each_request(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ladder, "_PATIENCE", 10**7)
+    async with kernel.sensor() as sensor:
+        tried = []
+        for _ in range(3):
+            with pytest.raises(UnservableError, match=r"no way works here: .*: "):
+                async with reading(sensor, file_events=[FileEventFilter(type=FileEventType.OPEN)]):
+                    pass
+            tried.append(len(kernel.perfs))
+        assert tried[0] == tried[1] == tried[2]
+        monkeypatch.setattr(ladder, "clock", lambda: clock() + 11 * 10**9)
+        with pytest.raises(UnservableError):
+            async with reading(sensor, file_events=[FileEventFilter(type=FileEventType.OPEN)]):
+                pass
+        assert len(kernel.perfs) > tried[0]
 
 
 async def test_the_rings_are_read_less_often_while_they_are_empty(kernel: FakeKernel) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _PATIENCE = 2 * 10**9  # ns that an event of our own may take to arrive
+_AGAIN = 10 * 10**9  # ns until what did not work is tried again: trying takes its time, and others wait
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,13 @@ class Ladder:
         self._cause = cause
         self._reached: Rung | None = None
         self._failed: list[tuple[str, str]] = []
+        self._again = 0  # CLOCK_MONOTONIC_RAW ns: not tried before then
 
     def reached(self) -> Rung:
         """The best rung that works. UnservableError if none does, with what each lacks."""
         if self._reached is None:
+            if clock() < self._again:
+                raise self._refusal()
             self._failed.clear()
             wanted = self._sensor.config.mechanism
             for rung in self._rungs:
@@ -66,9 +70,13 @@ class Ladder:
                 self._reached = rung
                 break
             else:
-                why = "; ".join(f"{mechanism}: {problem}" for mechanism, problem in self._failed)
-                raise UnservableError(self._family, f"no way works here: {why or wanted}")
+                self._again = clock() + _AGAIN
+                raise self._refusal()
         return self._reached
+
+    def _refusal(self) -> UnservableError:
+        why = "; ".join(f"{mechanism}: {problem}" for mechanism, problem in self._failed)
+        return UnservableError(self._family, f"no way works here: {why or self._sensor.config.mechanism}")
 
     @property
     def missing(self) -> list[tuple[str, str]]:
