@@ -49,7 +49,7 @@ enum {
     HOLD_ROOM = 4 << 20,
     MAX_ARGUMENTS = 1 << 20,
     IN_FLIGHT = 20000,        /* ns: a record stamped this long ago is surely in its ring by now */
-    TWIN_LATEST = 50000000,   /* ns: a call interrupted between its two records goes on by then */
+    TWIN_LATEST = 50000000,   /* ns: a call interrupted between its records goes on by then */
     NO_ENTRY = -1,
     ID_ROOM = 64,
     SENSOR_ROOM = 64,
@@ -72,17 +72,18 @@ struct container { /* what all its processes' events say of it, before and behin
     uint8_t bytes[];
 };
 
-struct event { /* a perf event's id: which source it feeds, and from when until when it does so alone */
+struct event { /* a perf event's id: which source it feeds, from when until when alone, and when it ended */
     uint32_t source, order;
-    uint64_t from, until, generation;
+    uint64_t from, until, end, generation;
 };
 
 struct twin { /* a ring's last record of a source whose perf event is being replaced; see is_twin() */
     enum { NO_TWIN, FIRST, SECOND } what;
-    bool new; /* not what the record before it was */
+    bool new; /* its call is not what the one before it was */
     uint32_t source, order;
     int32_t tid;
-    uint64_t id, generation, hash, time, until, pause; /* since the record before it */
+    uint64_t id, generation, hash, time;
+    uint64_t seen, pause; /* of its call: generations that told of it, time since the record before it */
 };
 
 struct source {
@@ -707,7 +708,7 @@ int rs_event_set(rs_engine *e, uint64_t id, uint32_t source, uint32_t order, uin
     if (source >= e->n_sources || !e->sources[source].used)
         return -EINVAL;
     struct event *v = map_get(&e->events, id);
-    uint64_t generation = v ? v->generation : ++e->generations;
+    uint64_t generation = v ? v->generation : ++e->generations, end = v ? v->end : UINT64_MAX;
     if (!v) {
         v = malloc(sizeof *v);
         if (!v || !map_set(&e->events, id, v)) {
@@ -715,8 +716,16 @@ int rs_event_set(rs_engine *e, uint64_t id, uint32_t source, uint32_t order, uin
             return -ENOMEM;
         }
     }
-    *v = (struct event){source, order, from, until ? until : UINT64_MAX, generation};
+    *v = (struct event){source, order, from, until ? until : UINT64_MAX, end, generation};
     return 0;
+}
+
+/* From then on it writes no records, though some may still be in the ring. */
+void rs_event_end(rs_engine *e, uint64_t id, uint64_t time)
+{
+    struct event *v = map_get(&e->events, id);
+    if (v)
+        v->end = time;
 }
 
 void rs_event_clear(rs_engine *e, uint64_t id)
@@ -829,6 +838,12 @@ static void caller(struct fetched *f, const uint8_t *more, size_t left)
     f->cgroup = left >= 8 ? load(more, 8) : 0;
 }
 
+/* Whether no other perf event of the source can have told of what happened then. */
+static inline bool is_alone(const struct event *v, uint64_t time)
+{
+    return v->until == UINT64_MAX && time >= v->from && (!v->from || time - v->from >= TWIN_LATEST);
+}
+
 /*
  * Whether a call has been told of already, by another perf event. One that takes another's place is enabled before that
  * is disabled, and meanwhile each writes a record of whatever passes both filters, one right behind the other, of the
@@ -838,11 +853,11 @@ static void caller(struct fetched *f, const uint8_t *more, size_t left)
  * - The latest, of tracepoints and probes (perf_trace_add() puts it at the head of its CPU's list). While the older
  *   writes records it always did, so one of its records right behind the latest's is of the same call.
  * - The oldest, of bpf programs (bpf_prog_array_copy() appends). The latest's record behind it is of the same call if
- *   both ran when either was written; only calls on both sides of the whole change are not.
+ *   both were there when either was written; only calls on both sides of the whole change are not.
  * - Either, of events limited to cgroups, which are scheduled in anew with their tasks. Then between two calls must lie
  *   more time than between one's two records.
  */
-static bool is_twin(struct ring *r, uint64_t id, const struct event *v, const struct record *rec)
+static bool is_twin(rs_engine *e, struct ring *r, uint64_t id, const struct event *v, const struct record *rec)
 {
     /* behind what a program emits is padding, of whatever was there */
     size_t padding = v->order == RS_LATEST_LAST ? 8 : 0;
@@ -855,16 +870,20 @@ static bool is_twin(struct ring *r, uint64_t id, const struct event *v, const st
     const struct twin *t = &r->twin;
     bool known = t->what && t->source == v->source, alike = known && t->tid == rec->tid && t->hash == hash;
     uint64_t pause = known ? rec->time - t->time : UINT64_MAX;
-    bool twin = alike && t->id != id && t->what == FIRST;
-    if (v->order == RS_ANY_ORDER || t->order == RS_ANY_ORDER)
-        twin = twin && (t->new ? pause < TWIN_LATEST : pause < RS_OVERLAP && pause < t->pause / 2);
-    else if (v->order == RS_LATEST_FIRST)
-        twin = twin && t->generation > v->generation;
-    else
-        twin = twin && t->generation < v->generation && (t->time >= t->until || rec->time < t->until + RS_OVERLAP);
-    bool alone = rec->time >= v->from && v->until == UINT64_MAX;
-    r->twin = (struct twin){twin ? SECOND : alone ? NO_TWIN : FIRST, known && !alike, v->source, v->order, rec->tid,
-                            id, v->generation, hash, rec->time, v->until, pause};
+    uint64_t seen = 1ull << v->generation % 64;
+    bool twin = alike && t->id != id;
+    if (twin && (v->order == RS_ANY_ORDER || t->order == RS_ANY_ORDER)) {
+        twin = !(t->seen & seen) && (t->new ? pause < TWIN_LATEST : pause < RS_OVERLAP && pause < t->pause / 2);
+    } else if (twin && v->order == RS_LATEST_FIRST) {
+        twin = t->generation > v->generation;
+    } else if (twin) {
+        const struct event *older = map_get(&e->events, t->id);
+        twin = t->generation < v->generation && older && (t->time >= older->until || rec->time < older->end);
+    }
+    r->twin = (struct twin){.what = twin ? SECOND : is_alone(v, rec->time) ? NO_TWIN : FIRST,
+                            .new = twin ? t->new : known && !alike, .source = v->source, .order = v->order,
+                            .tid = rec->tid, .id = id, .generation = v->generation, .hash = hash, .time = rec->time,
+                            .seen = twin ? t->seen | seen : seen, .pause = twin ? t->pause : pause};
     return twin;
 }
 
@@ -892,12 +911,11 @@ static int sample(rs_engine *e, struct ring *r, rs_stop *stop)
         e->counters.corrupt += size;
         return RS_DONE;
     }
-    bool alone = rec.time >= event->from && event->until == UINT64_MAX;
-    bool unsure = !alone || (r->twin.what && r->twin.source == event->source);
+    bool unsure = !is_alone(event, rec.time) || (r->twin.what && r->twin.source == event->source);
     struct twin before;
     if (unsure) {
         before = r->twin;
-        if (is_twin(r, id, event, &rec)) {
+        if (is_twin(e, r, id, event, &rec)) {
             e->counters.stale++;
             return RS_DONE;
         }

@@ -74,7 +74,7 @@ enum { /* flags of a process */
 /* Which of a source's perf events writes its record of a call first, while one takes another's place. */
 enum { RS_LATEST_FIRST, RS_LATEST_LAST, RS_ANY_ORDER };
 
-/* ns that a perf event and the one that replaces it are both enabled, so that calls begun before end meanwhile */
+/* ns; of calls that are all alike, records of two perf events that lie further apart are of two calls */
 enum { RS_OVERLAP = 20000 };
 
 enum { /* flags of a container */
@@ -212,6 +212,7 @@ int rs_source_route(rs_engine *e, uint32_t source, const rs_entry *entries, uint
                     const rs_test *tests, uint32_t n_tests, const uint8_t *pool, size_t pool_length);
 int rs_source_view(rs_engine *e, uint32_t source, uint32_t offset, uint32_t length, uint32_t count_offset);
 int rs_event_set(rs_engine *e, uint64_t id, uint32_t source, uint32_t order, uint64_t from, uint64_t until);
+void rs_event_end(rs_engine *e, uint64_t id, uint64_t time);
 void rs_event_clear(rs_engine *e, uint64_t id);
 
 int rs_output_set(rs_engine *e, uint32_t output, size_t flush_at, uint64_t since, uint64_t until, uint64_t limit,

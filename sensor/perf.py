@@ -36,6 +36,9 @@ _PAGE = os.sysconf("SC_PAGESIZE")
 _COURIER_PRIORITY = 1  # SCHED_FIFO: before everything ordinary, and it sleeps nearly always
 _SMALLEST = 256 << 10  # bytes of a ring, however many CPUs there are
 _CLOSERS = 8  # threads that wait, and do so for the same thing: that CPUs leave what was closed
+# ns: a call is on its way no longer than that, though its CPU may be a virtual one that stands still at times
+_OVERLAP = 50 * 10**6
+_MOST_OVERLAPS = 4  # of one kernel event: each writes records of its own
 _IN_FLIGHT = 10 * 10**6  # ns: a virtual CPU may stand still between a record's time and its place in the ring
 _ONLINE = Path("/sys/devices/system/cpu/online")
 
@@ -386,6 +389,8 @@ class _Opened:
     filter: str | None
     cgroups: tuple[str, ...] = ()
     since: int = 0  # from when on it was alone
+    until: int = 0  # when another took its place; 0: not yet
+    next: _Opened | None = None  # that one
     events: list[tuple[int, int, int]] = field(default_factory=list)
     programs: Loaded | None = None
     attached: list[int] = field(default_factory=list)  # descriptors of perf events that hold the programs
@@ -493,19 +498,30 @@ class KernelEvent:
         stale, self._opened = self._opened, fresh
         now = clock()
         if stale is not None:
-            for _, _, number in stale.events:
-                self._set(number, stale, stale.since, now)
-            while clock() < now + lib.RS_OVERLAP:
-                pass
-            self._end(stale)
-            self.rings.retire(self, stale.events)
-            self.rings.release(self.lane)
-            fresh.since = clock()
+            stale.until, stale.next = now, fresh
+            self._mark(stale)
+            self.retired.extend(fd for _, fd, _ in stale.events)
+            self.rings.overlap(self, stale)
         else:
             self.rings.open_events.append(self)
-        for _, _, number in fresh.events:
-            self._set(number, fresh, fresh.since)
+            self._mark(fresh)
         return now
+
+    def replaced(self, stale: _Opened) -> None:
+        """The calls that had begun before there was another in its place have ended: it is needed no more."""
+        now = clock()
+        for _, _, number in stale.events:
+            lib.rs_event_end(self.rings.engine.handle, number, now)
+        self._end(stale)
+        self.rings.retire(self, stale.events)
+        self.rings.release(self.lane)
+        if stale.next is not None:
+            stale.next.since = clock()
+            self._mark(stale.next)
+
+    def _mark(self, opened: _Opened) -> None:
+        for _, _, number in opened.events:
+            self._set(number, opened, opened.since, opened.until)
 
     def _set(self, number: int, opened: _Opened, since: int, until: int = 0) -> None:
         order = lib.RS_ANY_ORDER if opened.cgroups else self._order
@@ -515,9 +531,11 @@ class KernelEvent:
     def close(self) -> None:
         """Stop producing records; what is in the rings is still delivered."""
         if self._opened is not None:
+            self.rings.end_overlaps(self)
             stale, self._opened = self._opened, None
             self.rings.open_events.remove(self)
             self._end(stale)
+            self.retired.extend(fd for _, fd, _ in stale.events)
             self.rings.retire(self, stale.events)
             self.rings.release(self.lane)
 
@@ -541,6 +559,7 @@ class KernelEvent:
         if self._opened is not None:
             gone = [one for one in self._opened.events if one[0] == cpu]
             self._opened.events = [one for one in self._opened.events if one[0] != cpu]
+            self.retired.extend(fd for _, fd, _ in gone)
             self.rings.retire(self, gone)
 
     def lost(self) -> int | None:
@@ -759,6 +778,7 @@ class Rings:
         # tracepoint: kernel/tracepoint.c), so that is done aside.
         self._closer = ThreadPoolExecutor(_CLOSERS, "ringside-close")
         self._closing: list[Future[None]] = []
+        self._overlaps: list[tuple[int, KernelEvent, _Opened]] = []  # since when, whose, what was replaced
         self._released = dict.fromkeys(Lane, 0)
         self._at_close: list[Callable[[], None]] = []
         self.open_events: list[KernelEvent] = []
@@ -806,7 +826,20 @@ class Rings:
             lib.rs_perf_enable(fd, 0)
         now = clock()
         self._retired.extend((now, of, fd, number) for _, fd, number in events)
-        of.retired.extend(fd for _, fd, _ in events)
+
+    def overlap(self, event: KernelEvent, stale: _Opened) -> None:
+        """Have perf events that were replaced end in a while: their calls may have begun before that."""
+        self._overlaps.append((clock(), event, stale))
+        mine = [one for one in self._overlaps if one[1] is event]
+        if len(mine) > _MOST_OVERLAPS:
+            self._overlaps.remove(mine[0])
+            event.replaced(mine[0][2])
+
+    def end_overlaps(self, event: KernelEvent | None = None, until: int = 1 << 64) -> None:
+        """End those that have been replaced for long, or all of an event."""
+        for one in [one for one in self._overlaps if one[0] < until and event in (None, one[1])]:
+            self._overlaps.remove(one)
+            one[1].replaced(one[2])
 
     def close_aside(self, descriptors: Sequence[int]) -> None:
         """Close perf events that nobody needs any more."""
@@ -832,6 +865,7 @@ class Rings:
         A drain leaves the youngest records for the next one; their perf events must be known then.
         Perf events are closed aside, unless `wait` is set.
         """
+        self.end_overlaps(until=until - _OVERLAP)
         until -= _IN_FLIGHT
         gone = []
         while self._retired and self._retired[0][0] < until:

@@ -473,7 +473,7 @@ def test_nothing_is_lost_or_told_twice_while_one_perf_event_replaces_another(
             at = times[-1][1]
         on = rolls.randint(times[30][0], times[32][1])
         off = rolls.randint(times[68][0], times[70][1])
-        rig.event(SYS, rig.enter, until=on, order=order)
+        rig.event(SYS, rig.enter, until=on, order=order, end=off)
         rig.event(SYS + 1, rig.enter, since=off, order=order)
         ids = (SYS + 1, SYS) if newer_first else (SYS, SYS + 1)
         for index, (first, second) in enumerate(times):
@@ -486,6 +486,47 @@ def test_nothing_is_lost_or_told_twice_while_one_perf_event_replaces_another(
             rig.ring.write(*(call(0 if alike else index, when, id=id) for when, id in records))
         rig.drain()
         assert rig.numbers() == [0 if alike else index for index in range(len(times))]
+
+
+@pytest.mark.parametrize(
+    ("order", "alike"),
+    [
+        (lib.RS_LATEST_FIRST, False),
+        (lib.RS_LATEST_FIRST, True),
+        (lib.RS_LATEST_LAST, False),
+        (lib.RS_LATEST_LAST, True),
+        (lib.RS_ANY_ORDER, False),
+    ],
+)
+@pytest.mark.parametrize("seed", range(10))
+def test_several_perf_events_that_replace_one_another(order: int, alike: bool, seed: int) -> None:
+    """Filters that change before the last ones have ended: each call makes a record of all there are."""
+    rolls = random.Random(seed)
+    with calls(pages=64) as rig:
+        base, gap = now() - 10**9, 10**6
+        begins = [0, *sorted(rolls.sample(range(50, 400), 5))]
+        ends = [begins[at + 1] + rolls.randrange(20, 60) for at in range(5)]
+        for at in range(6):
+            last = at == 5
+            rig.event(
+                SYS + at,
+                rig.enter,
+                since=0 if at == 0 else base + ends[at - 1] * gap,
+                until=0 if last else base + begins[at + 1] * gap,
+                end=None if last else base + ends[at] * gap,
+                order=order,
+            )
+        for index in range(500):
+            there = [at for at in range(6) if begins[at] <= index and (at == 5 or index < ends[at])]
+            if order == lib.RS_LATEST_FIRST:
+                there.reverse()
+            if order == lib.RS_ANY_ORDER:
+                rolls.shuffle(there)
+            for nth, at in enumerate(there):
+                when = base + index * gap + nth * 200
+                rig.ring.write(call(0 if alike else index, when, id=SYS + at))
+        rig.drain()
+        assert rig.numbers() == [0 if alike else index for index in range(500)]
 
 
 @pytest.mark.parametrize("alike", [True, False])
@@ -511,7 +552,7 @@ def test_a_slow_caller_of_the_same_again_and_again_while_one_perf_event_replaces
 ) -> None:
     """Equal records of both that are not of one call: the older came before there was a newer."""
     moment = now() - 10**7
-    rig.event(SYS, rig.enter, until=moment, order=order)
+    rig.event(SYS, rig.enter, until=moment, order=order, end=moment)
     rig.event(SYS + 1, rig.enter, since=moment, order=order)
     ids = ((-(10**6), SYS), (10**6, SYS + 1), (2 * 10**6, SYS + 1))
     rig.ring.write(*(call(1, moment + when, id=id) for when, id in ids))

@@ -254,7 +254,7 @@ async def test_bad_requests(field: str, request_: FileEventFilter) -> None:
     assert caught.value.field == f"subscription.event_filter.file_events[0].{field}"
 
 
-@pytest.mark.parametrize("rung", ["program", "memory"])
+@pytest.mark.parametrize("rung", ["kprobe", "program", "memory"])
 async def test_others_come_and_go(rung: str, record_property: Told) -> None:
     """Each changes what the kernel lets pass; who stays misses nothing, and gets nothing twice."""
     if is_missing(rung, record_property):

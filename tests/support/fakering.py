@@ -214,10 +214,18 @@ class Rig:
         return self.engine.open_source(flags, plan, there.offset if there else 0, there.size if there else 0)
 
     def event(
-        self, id: int, source: int, since: int = 0, until: int = 0, order: int = lib.RS_LATEST_FIRST
+        self,
+        id: int,
+        source: int,
+        since: int = 0,
+        until: int = 0,
+        order: int = lib.RS_LATEST_FIRST,
+        end: int | None = None,
     ) -> None:
-        """Have a perf event's records feed a source."""
+        """Have a perf event's records feed a source; `end`: none are written from then on."""
         assert lib.rs_event_set(self.engine.handle, id, source, order, since, until) == 0
+        if end is not None:
+            lib.rs_event_end(self.engine.handle, id, end)
 
     def drain(self, budget: int = 0, limit: int = 10_000) -> list[Stop]:
         """Drain to the end as the sensor does; where it stopped on the way, without DONE."""
