@@ -881,7 +881,7 @@ static bool is_twin(rs_engine *e, struct ring *r, uint64_t id, const struct even
         twin = t->generation < v->generation && older && (t->time >= older->until || rec->time < older->end);
     }
     r->twin = (struct twin){.what = twin ? SECOND : is_alone(v, rec->time) ? NO_TWIN : FIRST,
-                            .new = twin ? t->new : known && !alike, .source = v->source, .order = v->order,
+                            .new = twin ? t->new : !alike, .source = v->source, .order = v->order,
                             .tid = rec->tid, .id = id, .generation = v->generation, .hash = hash, .time = rec->time,
                             .seen = twin ? t->seen | seen : seen, .pause = twin ? t->pause : pause};
     return twin;

@@ -551,10 +551,10 @@ def test_a_slow_caller_of_the_same_again_and_again_while_one_perf_event_replaces
     rig: Calls, order: int
 ) -> None:
     """Equal records of both that are not of one call: the older came before there was a newer."""
-    moment = now() - 10**7
+    moment = now() - 10**9
     rig.event(SYS, rig.enter, until=moment, order=order, end=moment)
     rig.event(SYS + 1, rig.enter, since=moment, order=order)
-    ids = ((-(10**6), SYS), (10**6, SYS + 1), (2 * 10**6, SYS + 1))
+    ids = ((-4 * 10**7, SYS), (4 * 10**7, SYS + 1), (8 * 10**7, SYS + 1))
     rig.ring.write(*(call(1, moment + when, id=id) for when, id in ids))
     rig.drain()
     assert len(rig.numbers()) == 3
