@@ -38,7 +38,7 @@ def measure(outputs: int, processes: int, rounds: int, shared: bool, containers:
     source = engine.open_source(0, plan, 8, 8)
     numbers = [engine.open_output(64 << 10) for _ in range(1 if shared else outputs)]
     engine.route(source, [Route(number, 110) for number in numbers])
-    lib.rs_event_set(engine.handle, 7, source, 0, 0)
+    lib.rs_event_set(engine.handle, 7, source, lib.RS_LATEST_FIRST, 0, 0)
     fields = wire.fields(Event)
     for pid in range(1000, 1000 + processes):
         number = 1 + pid % containers if containers else 0
