@@ -16,7 +16,16 @@ ffibuilder.set_source(
     include_dirs=["sensor"],
     depends=[
         f"sensor/{name}"
-        for name in ("_perf.c", "_perf.h", "_bytes.h", "_plan.c", "_rings.c", "_bpf.c", "_courier.c")
+        for name in (
+            "_perf.c",
+            "_perf.h",
+            "_bytes.h",
+            "_plan.c",
+            "_outputs.c",
+            "_rings.c",
+            "_bpf.c",
+            "_courier.c",
+        )
     ],
     py_limited_api=True,
     extra_compile_args=[

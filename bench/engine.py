@@ -10,8 +10,8 @@ from pathlib import Path
 from ringside.api.v0 import Event
 from ringside.sensor import wire
 from ringside.sensor._perf import ffi, lib
+from ringside.sensor.engine import Engine, Route
 from ringside.sensor.events.syscall import TABLES
-from ringside.sensor.perf import Engine, Route
 from ringside.sensor.plan import compile_plan
 from ringside.sensor.tracefs.format import parse_format
 

@@ -16,8 +16,8 @@ import threading
 import time
 from collections import OrderedDict
 
+from .engine import clock
 from .errors import UnservableError
-from .perf import clock
 
 _NETLINK_CONNECTOR = 11
 _CN_IDX_PROC = _CN_VAL_PROC = 1

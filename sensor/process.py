@@ -17,7 +17,7 @@ from ringside.api.v0 import Process as ProcessMessage
 
 from . import wire
 from ._perf import lib
-from .perf import Engine, clock
+from .engine import Engine, clock
 from .procfs import Procfs, Stat
 
 log = logging.getLogger(__name__)

@@ -17,6 +17,7 @@ from ringside.api.v0 import Subscription
 
 from ._perf import lib
 from .config import Config
+from .engine import Engine, clock
 from .errors import KernelError, SetupError, UnservableError
 from .events import Family, Mechanism
 from .events.container import ContainerFamily
@@ -28,7 +29,7 @@ from .events.probes import Probes
 from .events.process import FAMILY, WAIT, ProcessFamily
 from .events.syscall import SyscallFamily
 from .metrics import Metrics
-from .perf import Engine, HotplugSocket, Lane, Rings, clock
+from .perf import HotplugSocket, Lane, Rings
 from .process import ProcessTable
 from .procfs import Procfs
 from .subscription import Code, Loss, Output, Request, Subscriber, check_request, make_status

@@ -23,10 +23,10 @@ from ringside.api.v0 import (
     ThrottleModifierIntervalType,
 )
 
+from .engine import Batch, clock
 from .errors import RequestError, RingsideError, UnservableError
 from .events import Want
 from .events.bulk import attach_all, detach_all
-from .perf import Batch, clock
 
 if TYPE_CHECKING:
     from .sensor import Sensor

@@ -6,11 +6,13 @@ import errno
 import os
 import struct
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 from unittest import mock
 
 import pytest
 from ringside.api.v0 import FileEvent
-from ringside.sensor import bpf
+from ringside.sensor import bpf, perf
 from ringside.sensor._perf import ffi, lib
 from ringside.sensor.bpf import R0, R1, R2, R6, R10, Attachment, Helper, Label, Map, MapType, Program, Reg
 from ringside.sensor.errors import UnservableError
@@ -186,3 +188,24 @@ def test_what_a_record_brings_of_its_caller(more: bytes, abi: int, cgroup: int) 
     assert rig.step().why == "RECORD"
     assert (rig.engine.stop.abi, rig.engine.stop.cgroup) == (abi, cgroup)
     rig.close()
+
+
+def test_programs_that_did_not_run_are_counted_once_while_others_take_their_place() -> None:
+    missed = {"old": 3, "new": 0}
+
+    def opened(name: str) -> Any:
+        return perf._Opened(None, programs=cast(Any, SimpleNamespace(missed=lambda: missed[name])))
+
+    replaced: list[Any] = []
+    rings: Any = SimpleNamespace(replaced_of=lambda _: replaced)
+    event = perf.ProgramEvent(rings, "an event", lambda _: [], 0, perf.Lane.BULK)
+    event._opened = opened("old")
+    assert event.lost() == 3
+    replaced.append(event._opened)
+    event._opened = opened("new")
+    assert event.lost() == 0
+    missed.update(old=4, new=2)
+    assert event.lost() == 3
+    event._missed += missed["old"]
+    replaced.clear()
+    assert event.lost() == 0

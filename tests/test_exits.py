@@ -12,9 +12,9 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from ringside.sensor.engine import clock
 from ringside.sensor.errors import UnservableError
 from ringside.sensor.exits import ExitConnector
-from ringside.sensor.perf import clock
 
 PROC_EVENT_EXIT, PROC_EVENT_FORK = 0x80000000, 1
 

@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 from ringside.api.v0 import ChargenEvent, Event, FileEvent, SyscallEventType
 from ringside.sensor import wire
 from ringside.sensor._perf import ffi, lib
+from ringside.sensor.engine import Route, clock, pack_fetches
 from ringside.sensor.events.syscall import TABLES
-from ringside.sensor.perf import Route, clock, pack_fetches
 from ringside.sensor.plan import Came, Fetch, FetchKind, FetchSpec, Front, Kernel, Side, When, compile_plan
 from ringside.sensor.program import Cmp, Test, TestFlag, TestKind
 

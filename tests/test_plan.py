@@ -18,12 +18,12 @@ from ringside.api.v0 import (
     SyscallEventType,
 )
 from ringside.sensor._perf import ffi, lib
+from ringside.sensor.engine import Route, pack_plan
 from ringside.sensor.errors import UnservableError
 from ringside.sensor.events.file import open_table
 from ringside.sensor.events.kernel_call import call_table
 from ringside.sensor.events.network import ADDRESS
 from ringside.sensor.events.syscall import TABLES
-from ringside.sensor.perf import Route, pack_plan
 from ringside.sensor.plan import (
     Fetch,
     FetchKind,

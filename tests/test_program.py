@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ringside.sensor._perf import ffi, lib
+from ringside.sensor.engine import pack_tests
 from ringside.sensor.expression import (
     FALSE,
     TRUE,
@@ -27,7 +28,6 @@ from ringside.sensor.expression import (
     predicates,
 )
 from ringside.sensor.glob import glob_match
-from ringside.sensor.perf import pack_tests
 from ringside.sensor.program import (
     ACCEPT,
     REJECT,

@@ -58,7 +58,7 @@ def machine(tmp_path: Path) -> Machine:
 
 def test_the_outermost_cgroup_of_a_container(machine: Machine) -> None:
     machine.process(10, f"/system.slice/docker-{A}.scope/init")
-    machine.process(11, f"/system.slice/docker-{A}.scope/work/deep")
+    machine.process(11, f"/system.slice/docker-{A}.scope/unit/deep")
     assert machine.scope.limit(1, {A: [10, 11]})
     assert machine.cgroups(1) == [f"/system.slice/docker-{A}.scope"]
     assert machine.event.times == 1

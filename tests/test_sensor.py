@@ -32,11 +32,11 @@ from ringside.api.v0 import (
 )
 from ringside.sensor import perf, process
 from ringside.sensor._perf import lib
+from ringside.sensor.engine import clock
 from ringside.sensor.errors import KernelError, SetupError, UnservableError
 from ringside.sensor.events import ladder
 from ringside.sensor.events import process as process_events
 from ringside.sensor.events.ladder import Ladder
-from ringside.sensor.perf import clock
 from ringside.sensor.process import ProcessTable
 from ringside.sensor.sensor import Sensor
 

@@ -30,9 +30,9 @@ from ringside.api.v0 import (
     ThrottleModifierIntervalType,
     TickerEventFilter,
 )
+from ringside.sensor.engine import Batch
 from ringside.sensor.errors import RequestError, UnservableError
 from ringside.sensor.events import process as process_events
-from ringside.sensor.perf import Batch
 from ringside.sensor.sensor import Sensor
 from ringside.sensor.subscription import Code, Loss, Subscriber, check_request, make_status
 

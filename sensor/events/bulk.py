@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from ringside.api.v0 import Event
 
 from .._perf import lib
+from ..engine import Engine, Route, clock
 from ..errors import KernelError, SetupError, UnservableError
 from ..expression import TRUE
 from ..expression import any_of as any_of_expressions
-from ..perf import Engine, KernelEvent, Lane, ProgramEvent, Rings, Route, clock
+from ..perf import KernelEvent, Lane, ProgramEvent, Rings
 from ..plan import Kernel, Table, compile_plan
 from ..program import Test, compile_program, fields_of, split
 from ..tracefs.filter import ALWAYS, CannotSay, Filter, all_of, any_of

@@ -34,8 +34,8 @@ from ..cgroup import Attach, CgroupOwner, attached, owner_from_proc_cgroup
 from ..container import Container, ContainerState, ContainerTable, Transition
 from ..container_filter import ContainerMatcher
 from ..docker import DockerSource, engine_sockets
+from ..engine import clock
 from ..errors import KernelError, RequestError, UnservableError
-from ..perf import clock
 from ..process import Process
 from ..runtimes import DiskSource, Runtimes
 from ..scope import Scope

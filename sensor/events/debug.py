@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from ringside.api.v0 import ChargenEvent, ChargenEventFilter, Event, TickerEvent, TickerEventFilter
 
 from .. import wire
+from ..engine import clock
 from ..errors import RequestError
-from ..perf import clock
 from . import Mechanism
 
 if TYPE_CHECKING:

@@ -296,10 +296,6 @@ class FileFamily:
         return self._tracepoints[rung, call]
 
 
-def _probed_table(call: str, record: Format) -> Table:
-    return open_table(call, record, Kernel("filename", faulty=True))
-
-
 def _pointer(record: Format) -> str:
     """The field that points at the name: creat calls it pathname."""
     return "filename" if "filename" in record else "pathname"

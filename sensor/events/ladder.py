@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..engine import clock
 from ..errors import KernelError, RequestError, SetupError, UnservableError
-from ..perf import clock
 from .bulk import BulkEvent, BulkWant
 
 if TYPE_CHECKING:

@@ -27,11 +27,12 @@ from .. import wire
 from .._perf import ffi, lib
 from ..bpf import Attachment, Program
 from ..btf import Btf, read_btf
+from ..engine import clock
 from ..errors import RequestError, UnservableError
 from ..exits import ExitConnector
 from ..glob import glob_match
 from ..history import History
-from ..perf import KernelEvent, Lane, ProgramEvent, clock
+from ..perf import KernelEvent, Lane, ProgramEvent
 from ..plan import FetchKind, FetchSpec
 from ..process import Process
 from ..tracefs.format import Format

@@ -23,8 +23,9 @@ from ringside.sensor import bpf
 from ringside.sensor._perf import ffi, lib
 from ringside.sensor.bpf import R0, R1, R2, R6, R7, R8, R9, R10, Attachment, Code, Helper, Label, Program, Reg
 from ringside.sensor.btf import read_btf
+from ringside.sensor.engine import Engine, clock
 from ringside.sensor.errors import UnservableError
-from ringside.sensor.perf import Engine, KernelEvent, Lane, ProgramEvent, Rings, clock
+from ringside.sensor.perf import KernelEvent, Lane, ProgramEvent, Rings
 from ringside.sensor.tracefs.format import Format
 from ringside.sensor.tracefs.mount import open_tracefs
 

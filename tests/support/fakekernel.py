@@ -25,9 +25,9 @@ from ringside.api.v0 import EventFilter, Subscription
 from ringside.sensor import bpf, perf, sensor
 from ringside.sensor._perf import lib
 from ringside.sensor.config import Config
+from ringside.sensor.engine import clock
 from ringside.sensor.errors import RingsideError, UnservableError
 from ringside.sensor.events import process as process_events
-from ringside.sensor.perf import clock
 from ringside.sensor.process import TICKS_PER_SECOND
 from ringside.sensor.sensor import Sensor
 from ringside.sensor.subscription import Subscriber

@@ -15,7 +15,7 @@ from ringside.api.descriptors import message_class
 from ringside.api.v0 import Event
 from ringside.sensor import wire
 from ringside.sensor._perf import ffi, lib
-from ringside.sensor.perf import Batch, Engine, clock
+from ringside.sensor.engine import Batch, Engine, clock
 from ringside.sensor.plan import Plan, compile_plan
 from ringside.sensor.tracefs.format import Format, Kind, parse_format
 
