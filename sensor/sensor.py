@@ -385,6 +385,7 @@ class Sensor:
         return True
 
     def report(self, outputs: list[int] | None, loss: Loss) -> None:
+        """Tell the subscribers of these outputs, or of all, what they did not get."""
         for number in list(self.outputs) if outputs is None else dict.fromkeys(outputs):
             if number in self.outputs:
                 for subscriber in self.outputs[number].subscribers:
