@@ -29,6 +29,7 @@ def record(pid: int, when: int, number: int) -> bytes:
 def measure(outputs: int, processes: int, rounds: int, shared: bool, containers: int = 0) -> float:
     """Nanoseconds for each event with so many outputs that want it, or one that is shared."""
     engine = Engine("bench-sensor", 1)
+    engine.set_life(boot="01234567")
     memory = ffi.new("uint8_t[]", (PAGES + 1) * PAGE)
     page = ffi.cast("uint64_t *", memory)
     head_at, tail_at = 1024 // 8, 1032 // 8  # struct perf_event_mmap_page
@@ -42,7 +43,7 @@ def measure(outputs: int, processes: int, rounds: int, shared: bool, containers:
     fields = wire.fields(Event)
     for pid in range(1000, 1000 + processes):
         number = 1 + pid % containers if containers else 0
-        engine.set_process(pid, b"\x12\x14" + b"x" * 20 + b"\x18\x88\x27", container=number)
+        engine.set_process(pid, 12345 + pid, container=number)
     for number in range(1, 1 + containers):
         tail = (
             fields["container_name"].encode(f"/service-{number}")

@@ -210,6 +210,7 @@ static void map_free(struct map *m, bool values)
             free(m->values[i]);
     free(m->keys);
     free(m->values);
+    *m = (struct map){0};
 }
 
 #endif

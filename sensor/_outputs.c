@@ -113,18 +113,15 @@ static inline bool wants(const struct output *o, uint64_t time, bool self, uint3
 
 /* Encode one event, once, and append it to each of the outputs; 0 if memory is short. */
 static uint64_t deliver(rs_engine *e, const uint32_t *outputs, size_t n_outputs, uint64_t time, int cpu, int32_t tid,
-                        const struct process *p, bool with_lineage, const uint8_t *body, size_t length)
+                        struct process *p, const struct container *c, bool with_lineage, const uint8_t *body,
+                        size_t length)
 {
-    static const union {
-        struct process process;
-        uint8_t bytes[sizeof(struct process) + SLACK];
-    } nobody;
+    static struct process nobody;
     if (!p)
-        p = &nobody.process;
-    const struct container *c = container_of(e, p->container);
-    size_t lineage = with_lineage ? p->lineage : 0;
+        p = &nobody;
+    struct text line = with_lineage && p != &nobody ? lineage_of(e, p) : (struct text){NULL, 0};
     size_t event = e->id_length + p->head + c->head + e->sensor_length + varint_length(e->sequence) + e->tags.time.length +
-                   varint_length(time) + lineage + length + c->tail;
+                   varint_length(time) + line.length + length + c->tail;
     if (tid > 0)
         event += e->tags.tid.length + varint_length((uint64_t)tid);
     if (cpu > 0)
@@ -160,8 +157,7 @@ static uint64_t deliver(rs_engine *e, const uint32_t *outputs, size_t n_outputs,
             out = put_fast(out, e->sensor, e->sensor_length);
             out = put_varint(out, e->sequence);
             out = put_varint(put_tag(out, &e->tags.time), time);
-            if (lineage)
-                out = put(out, p->bytes + p->head, lineage);
+            out = put(out, line.at, line.length);
             out = put_fast(out, body, length);
             out = put_fast(out, c->bytes + c->head, c->tail);
             if (tid > 0)
@@ -231,7 +227,7 @@ static size_t choose(rs_engine *e, const uint32_t *outputs, size_t n_outputs, ui
 uint64_t rs_emit(rs_engine *e, const uint32_t *outputs, uint32_t n_outputs, uint64_t time, int cpu, int32_t pid,
                  int32_t tid, uint32_t container, const uint8_t *body, size_t length)
 {
-    const struct process *p = pid > 0 ? process_of(e, pid) : NULL;
+    struct process *p = pid > 0 ? process_of(e, pid) : NULL;
     if (p && container_of(e, p->container)->flags & RS_HOLD && length <= MAX_RECORD && n_outputs <= e->n_outputs) {
         struct held h = {0, (uint32_t)length, 0, p->container, UINT32_MAX, time, cpu, pid, tid, n_outputs};
         if (hold(e, h, outputs, body, NULL))
@@ -240,11 +236,12 @@ uint64_t rs_emit(rs_engine *e, const uint32_t *outputs, uint32_t n_outputs, uint
     size_t n = choose(e, outputs, n_outputs, time, pid == e->self_pid, p ? p->container : container);
     if (!n)
         return 0;
-    uint8_t *copy = length > BODY_ROOM ? malloc(length + SLACK) : e->body; /* deliver() reads SLACK more */
+    uint8_t *copy = length > e->body_room ? malloc(length + SLACK) : e->body; /* deliver() reads SLACK more */
     if (!copy)
         return 0;
     put(copy, body, length);
-    uint64_t sequence = deliver(e, e->wanting, n, time, cpu, tid, p, false, copy, length);
+    uint64_t sequence = deliver(e, e->wanting, n, time, cpu, tid, p, container_of(e, p ? p->container : 0), false,
+                                copy, length);
     if (copy != e->body)
         free(copy);
     return sequence;

@@ -13,6 +13,7 @@
 #define _GNU_SOURCE
 #endif
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <linux/bpf.h>
 #include <linux/perf_event.h>
@@ -39,6 +40,8 @@
 enum {
     MAX_RECORD = 65536,       /* perf_event_header.size is 16 bits wide */
     BODY_ROOM = 3 << 20,      /* a FULL container event holds two documents of up to 1 MiB */
+    MAX_BODY = 48 << 20,      /* a command line of two million empty arguments */
+    HEAD_ROOM = 64,           /* two tags, an id of 8 + 1 + 8 + 1 + 16 bytes, a pid; put_fast() reads no more */
     ROOM_BEHIND = 64,         /* of an event: SLACK, and what put_varint() and put_tag() write too much */
     FETCH_ROOM = 49152,       /* what the courier reads for one record at most; the rest is 32 KiB at most */
     PATH_ROOM = 4096,         /* PATH_MAX, with its NUL */
@@ -63,12 +66,24 @@ enum {
 
 struct process {
     uint32_t flags, container;
-    uint32_t head, lineage; /* lengths, in this order in bytes */
-    uint8_t bytes[];
+    uint32_t head; /* bytes of it */
+    int32_t pid;
+    uint8_t bytes[HEAD_ROOM]; /* Event.process_id and process_pid, encoded */
+    /* what is behind is not needed for most events */
+    struct process *parent, *next_dead;
+    uint64_t start, counted_at, dead_at;
+    uint64_t line_at; /* `changes`, as the line was made */
+    uint8_t *line;
+    uint32_t line_length, line_room;
+    uint32_t refs; /* the table's, its children's, the list of the dead's */
+    uint32_t threads;
+    int32_t id; /* bytes of the id in the head */
+    uint8_t comm_length, comm[RS_COMM];
 };
 
 struct container { /* what all its processes' events say of it, before and behind their own */
-    uint32_t flags, head, tail;
+    uint32_t flags, head, tail, processes;
+    uint64_t generation; /* differs for each container that has its number */
     uint8_t bytes[];
 };
 
@@ -93,6 +108,7 @@ struct source {
     uint32_t n_ops;
     size_t extent; /* records of this length have all that OP_PLAIN reads */
     uint32_t view, view_length, view_count; /* see rs_source_view() */
+    rs_follow follow;
     uint8_t *pool;
     size_t pool_length;
     rs_entry *entries;
@@ -145,6 +161,7 @@ struct fetched { /* comes behind a sample, then `length` bytes, padded to 8 */
 
 struct courier;
 static void courier_stop(rs_engine *e);
+static void processes_free(rs_engine *e);
 
 struct rs_engine {
     int32_t self_pid;
@@ -156,7 +173,29 @@ struct rs_engine {
     uint8_t publish[PUBLISH_ROOM + SLACK];   /* the publish time field and the tag of the event */
     size_t id_length, digits, sensor_length, publish_length;
     struct map events, processes;
-    uint64_t generations; /* of perf events */
+    uint64_t generations; /* of perf events, and of containers */
+    /* processes */
+    struct map cgroups; /* by id, the number + 1 of the container whose processes belong there */
+    char boot[RS_BOOT];
+    char *proc;
+    uint32_t threads_counted, cgroups_told;
+    int32_t untold;
+    bool asked; /* the record at hand was a question to Python, which has answered */
+    uint64_t tick, changes; /* changes: of names and parents of those who may be ancestors */
+    int64_t boot_offset;
+    size_t foreign;
+    struct process *dead, *dead_last, **chain;
+    size_t chain_room;
+    uint8_t *line; /* a command line, read from its process */
+    struct { /* what is told just now */
+        rs_facts facts;
+        uint8_t facts_text[PATH_ROOM + SLACK];
+    };
+    /* their events of the last while, see remember() */
+    uint8_t *past;
+    size_t past_room, past_start, past_end, past_wrap, past_count;
+    bool past_wrapped;
+    uint64_t past_since;
     struct container **containers;
     size_t n_containers;
     uint64_t cached_id;
@@ -178,7 +217,7 @@ struct rs_engine {
     int stepping; /* the ring whose record Python was given, or -1 */
     uint64_t cut;
     uint8_t *body, *hold;
-    size_t hold_length;
+    size_t body_room, hold_length;
     rs_counters counters;
 };
 
@@ -191,12 +230,15 @@ rs_engine *rs_new(int32_t self_pid, const rs_tags *tags, uint64_t first_sequence
     rs_engine *e = calloc(1, sizeof *e);
     if (!e)
         return NULL;
-    e->body = malloc(BODY_ROOM + SLACK);
+    e->body_room = BODY_ROOM;
+    e->body = malloc(e->body_room + SLACK);
     if (!e->body) {
         free(e);
         return NULL;
     }
     e->stepping = -1;
+    e->changes = 1; /* no line was made then */
+    e->tick = 1000000000u / (uint64_t)sysconf(_SC_CLK_TCK);
     e->self_pid = self_pid;
     e->tags = *tags;
     e->sequence = first_sequence;
@@ -235,7 +277,7 @@ void rs_free(rs_engine *e)
     for (size_t i = 0; i < e->n_outputs; i++)
         rs_output_clear(e, (uint32_t)i);
     map_free(&e->events, true);
-    map_free(&e->processes, true);
+    processes_free(e);
     for (size_t i = 0; i < e->n_containers; i++)
         free(e->containers[i]);
     free(e->containers);
@@ -246,6 +288,7 @@ void rs_free(rs_engine *e)
     free(e->ready);
     free(e->body);
     free(e->hold);
+    free(e->past);
     free(e);
 }
 
@@ -282,26 +325,7 @@ void rs_publish_field(rs_engine *e, const uint8_t *field, size_t length)
     e->publish_length = (size_t)(out - e->publish);
 }
 
-/* ---- processes ---------------------------------------------------------------------------------- */
-
-int rs_process_set(rs_engine *e, int32_t pid, uint32_t flags, uint32_t container, const uint8_t *head,
-                   size_t head_length, const uint8_t *lineage, size_t lineage_length)
-{
-    size_t total = head_length + lineage_length;
-    if (pid <= 0 || total > MAX_RECORD)
-        return -EINVAL;
-    struct process *p = malloc(sizeof *p + total + SLACK);
-    if (!p)
-        return -ENOMEM;
-    *p = (struct process){flags, container, (uint32_t)head_length, (uint32_t)lineage_length};
-    put(put(p->bytes, head, head_length), lineage, lineage_length);
-    rs_process_clear(e, pid);
-    if (!map_set(&e->processes, (uint64_t)pid, p)) {
-        free(p);
-        return -ENOMEM;
-    }
-    return 0;
-}
+/* ---- containers and processes -------------------------------------------------------------------- */
 
 /* What the events of a container's processes carry: the fields before and behind an event's own. */
 int rs_container_set(rs_engine *e, uint32_t container, uint32_t flags, const uint8_t *head, size_t head_length,
@@ -314,7 +338,10 @@ int rs_container_set(rs_engine *e, uint32_t container, uint32_t flags, const uin
     struct container *c = malloc(sizeof *c + head_length + tail_length + SLACK);
     if (!c)
         return -ENOMEM;
-    *c = (struct container){flags, (uint32_t)head_length, (uint32_t)tail_length};
+    const struct container *before = e->containers[container];
+    bool same = before && before->head == head_length && !memcmp(before->bytes, head, head_length);
+    *c = (struct container){flags, (uint32_t)head_length, (uint32_t)tail_length, before ? before->processes : 0,
+                            same ? before->generation : ++e->generations};
     put(put(c->bytes, head, head_length), tail, tail_length);
     free(e->containers[container]);
     e->containers[container] = c;
@@ -330,17 +357,6 @@ static inline const struct container *container_of(const rs_engine *e, uint32_t 
     return number && number < e->n_containers && e->containers[number] ? e->containers[number] : &host.container;
 }
 
-void rs_process_clear(rs_engine *e, int32_t pid)
-{
-    free(map_take(&e->processes, (uint64_t)(uint32_t)pid));
-    e->cached_process = NULL;
-}
-
-size_t rs_process_count(const rs_engine *e)
-{
-    return e->processes.used;
-}
-
 static inline struct process *process_of(rs_engine *e, int32_t pid)
 {
     if (e->cached_process && e->cached_pid == pid)
@@ -351,6 +367,7 @@ static inline struct process *process_of(rs_engine *e, int32_t pid)
     return p;
 }
 
+#include "_processes.c"
 #include "_outputs.c"
 
 /* ---- sources: what the kernel's events feed ------------------------------------------------------ */
@@ -498,6 +515,13 @@ struct record { /* a sample, taken apart */
     int32_t pid, tid;
 };
 
+static inline bool accepts(const struct source *s, const rs_entry *entry, const struct record *rec)
+{
+    return entry->first_test < 0 ||
+           rs_tests_run(s->tests + entry->first_test, s->n_tests - (uint32_t)entry->first_test, s->test_pool,
+                        s->test_pool_length, rec->raw, rec->raw_length, rec->side, rec->side_length);
+}
+
 static inline size_t collect(rs_engine *e, const struct source *s, int32_t at, int64_t key, size_t n,
                              const struct record *rec, bool self, uint32_t container)
 {
@@ -513,16 +537,32 @@ static inline size_t collect(rs_engine *e, const struct source *s, int32_t at, i
             k++;
         if (k < before || (n > before && e->wanting[n - 1] == entry->output))
             continue; /* two filters of one subscription; entries are in the order of outputs */
-        if (entry->first_test >= 0 &&
-            !rs_tests_run(s->tests + entry->first_test, s->n_tests - (uint32_t)entry->first_test, s->test_pool,
-                          s->test_pool_length, rec->raw, rec->raw_length, rec->side, rec->side_length))
+        if (!accepts(s, entry, rec))
             continue;
         e->wanting[n++] = entry->output;
     }
     return n;
 }
 
-static void dispatch(rs_engine *e, const struct source *s, const struct record *rec, const struct process *p)
+/* Make an event's body, in `body`; its length, or a negative errno. */
+static int64_t plan_body(rs_engine *e, const struct source *s, const struct record *rec)
+{
+    for (size_t room = BODY_ROOM;; room *= 2) {
+        if (room != e->body_room) { /* more than all but the longest command lines need is not kept */
+            uint8_t *body = realloc(e->body, room + SLACK);
+            if (!body)
+                return -ENOMEM;
+            e->body = body;
+            e->body_room = room;
+        }
+        int64_t length = plan_run(s->ops, s->n_ops, s->pool, s->pool_length, rec->raw, rec->raw_length, rec->side,
+                                  rec->side_length, e->body, room, rec->raw_length >= s->extent);
+        if (length != -ENOSPC || room >= MAX_BODY)
+            return length;
+    }
+}
+
+static void dispatch(rs_engine *e, const struct source *s, const struct record *rec, struct process *p)
 {
     bool self = rec->pid == e->self_pid;
     uint32_t container = p ? p->container : 0;
@@ -537,13 +577,15 @@ static void dispatch(rs_engine *e, const struct source *s, const struct record *
         *(self ? &e->counters.self : &e->counters.unwanted) += 1;
         return;
     }
-    int64_t length = plan_run(s->ops, s->n_ops, s->pool, s->pool_length, rec->raw, rec->raw_length, rec->side,
-                              rec->side_length, e->body, BODY_ROOM, rec->raw_length >= s->extent);
+    int64_t length = plan_body(e, s, rec);
     if (length < 0)
         e->counters.corrupt += rec->raw_length;
     else
-        deliver(e, e->wanting, n, rec->time, rec->cpu, rec->tid, p, s->flags & RS_LINEAGE, e->body, (size_t)length);
+        deliver(e, e->wanting, n, rec->time, rec->cpu, rec->tid, p, container_of(e, container), s->flags & RS_LINEAGE,
+                e->body, (size_t)length);
 }
+
+#include "_lifecycle.c"
 
 /* Let go what waited for this container; the number of events. */
 uint64_t rs_release(rs_engine *e, uint32_t container)
@@ -558,14 +600,15 @@ uint64_t rs_release(rs_engine *e, uint32_t container)
             kept += h.total;
         } else {
             const uint8_t *bytes = e->hold + at + sizeof h;
-            const struct process *p = process_of(e, h.pid);
+            struct process *p = process_of(e, h.pid);
+            const struct container *c = container_of(e, p ? p->container : 0);
             released++;
             if (h.source == UINT32_MAX) {
                 size_t n = choose(e, (const uint32_t *)(const void *)bytes, h.n_outputs, h.time,
                                   h.pid == e->self_pid, p ? p->container : 0);
                 put(e->body, bytes + 4 * h.n_outputs, h.length);
                 if (n)
-                    deliver(e, e->wanting, n, h.time, h.cpu, h.tid, p, false, e->body, h.length);
+                    deliver(e, e->wanting, n, h.time, h.cpu, h.tid, p, c, false, e->body, h.length);
             } else if (h.source < e->n_sources && e->sources[h.source].used) {
                 struct record rec = {bytes, bytes + h.length, h.length, h.side_length, h.time, h.cpu, h.pid, h.tid};
                 dispatch(e, &e->sources[h.source], &rec, p);
@@ -693,12 +736,15 @@ static int sample(rs_engine *e, struct ring *r, rs_stop *stop)
     if (s->flags & RS_CALLER)
         caller(&f, more, left);
     if (s->flags & RS_LIFECYCLE) {
-        *stop = (rs_stop){.index = (int32_t)(r - e->rings), .cpu = r->cpu, .source = event->source, .pid = rec.pid,
+        *stop = (rs_stop){.code = -1, .index = (int32_t)(r - e->rings), .cpu = r->cpu, .source = event->source, .pid = rec.pid,
                           .tid = rec.tid, .raw = rec.raw, .raw_length = (uint32_t)rec.raw_length,
                           .time = rec.time, .abi = f.abi, .argc = f.argc, .address = f.address,
                           .complete = f.complete, .memory = rec.side, .memory_length = (uint32_t)rec.side_length};
         stop->cgroup = f.cgroup;
-        return RS_RECORD;
+        int why = lifecycle(e, s, &rec, &f, stop);
+        if (unsure && why != RS_DONE && why != RS_RECORD)
+            r->twin = before; /* the record will come again */
+        return why;
     }
     struct process *process = NULL;
     if (rec.pid > 0) {
@@ -742,6 +788,7 @@ int rs_drain(rs_engine *e, uint64_t budget, rs_stop *stop)
         e->stepping = -1;
     }
     if (!e->draining) {
+        clock_sync(e);
         e->cut = rs_clock() - IN_FLIGHT;
         courier_settle(e);
         for (size_t i = 0; i < e->n_rings; i++) {
@@ -785,7 +832,7 @@ int rs_drain(rs_engine *e, uint64_t budget, rs_stop *stop)
             uint32_t type = (uint32_t)load(first->record, 4);
             if (type == PERF_RECORD_SAMPLE) {
                 int why = sample(e, first, stop);
-                if (why == RS_UNKNOWN)
+                if (why == RS_UNKNOWN || why == RS_CGROUP)
                     return why; /* the record stays, to be taken again */
                 e->counters.records++;
                 if (why == RS_RECORD) {
@@ -810,6 +857,7 @@ int rs_drain(rs_engine *e, uint64_t budget, rs_stop *stop)
         if (e->rings[i].used)
             ring_publish(&e->rings[i]);
     e->draining = false;
+    processes_forget(e, e->cut);
     stop->time = e->cut;
     return RS_DONE;
 }

@@ -15,6 +15,7 @@ enum {
     RS_OP_BEGIN,   /* open a nested message */
     RS_OP_END,     /* close it and write its length before it */
     RS_OP_UNLESS,  /* go to `jump` unless the integer at `offset` equals `value` */
+    RS_OP_TEXTS,   /* repeated string: each text in what came with the record, to its NUL */
     RS_OP_FETCHED, /* go to `jump` if no more than `offset` bytes of the caller's memory came with the record */
 };
 
@@ -68,7 +69,10 @@ enum { /* flags of a source */
 };
 
 enum { /* flags of a process */
-    RS_FOREIGN = 1 /* runs with another system call table than the kernel's own (32-bit) */
+    RS_FOREIGN = 1, /* runs with another system call table than the kernel's own (32-bit) */
+    RS_ALIVE = 2,
+    RS_KERNEL_THREAD = 4,
+    RS_NAMELESS = 8 /* when it began is not known, so it has no id */
 };
 
 /* Which of a source's perf events writes its record of a call first, while one takes another's place. */
@@ -89,7 +93,8 @@ enum {
     RS_LOST,    /* ring `index` lost `count` records between `since` and `time` */
     RS_UNKNOWN, /* a record of process `pid`, which has no context yet; set one and go on */
     RS_CORRUPT, /* ring `index` held something that is no record; `count` bytes were skipped */
-    RS_YIELD    /* the budget is used up; go on when others had their turn */
+    RS_YIELD,   /* the budget is used up; go on when others had their turn */
+    RS_CGROUP   /* process `pid` begins a program in `cgroup`; move it if need be, and go on */
 };
 
 typedef struct {
@@ -100,6 +105,8 @@ typedef struct {
     uint64_t time, since, count, cgroup;
     uint64_t abi, argc, address, complete; /* of the memory that came with it, see rs_fetch */
     const uint8_t *raw, *memory;
+    int32_t code;              /* of an exit: what wait(2) tells, negative if that is not known */
+    uint32_t facts, container; /* of an exit: the source of its event, where the process was */
 } rs_stop;
 
 typedef struct {
@@ -128,7 +135,56 @@ typedef struct {
 
 typedef struct {
     rs_tag events, event, id, sequence, time, tid, cpu; /* events, event and id: one byte each */
+    rs_tag process_id, process_pid, lineage, lineage_pid, lineage_command;
 } rs_tags;
+
+enum { RS_BOOT = 12, RS_COMM = 64 }; /* bytes of a boot's name, of a thread's (those of workers are long) */
+
+/* How processes are told apart and remembered. */
+typedef struct {
+    const char *boot;         /* what all their ids begin with */
+    const char *proc;         /* where procfs is */
+    size_t history;           /* bytes of their events that are kept */
+    uint32_t threads_counted; /* the kernel does not say whether a thread was its process's last */
+    uint32_t cgroups_told;
+    int32_t untold;           /* whose events are kept for nobody */
+} rs_life;
+
+/* Whether Python wants to hear of a program that begins in a cgroup where its process should not be. */
+enum { RS_CGROUPS_NONE, RS_CGROUPS_HOST, RS_CGROUPS_ALL }; /* never, if it is in no container, always */
+
+typedef struct {
+    int32_t pid, parent;                 /* parent: 0 if it has none */
+    uint32_t flags, container, threads, comm_length;
+    uint64_t start;                      /* clock ticks since boot */
+    uint64_t counted_at;                 /* thread records before this are in `threads` already */
+    uint8_t comm[RS_COMM];
+} rs_process;
+
+/* What lifecycle records say, and where in them; all else is Python's. */
+enum {
+    RS_ON_NOTHING,
+    RS_ON_FORK,      /* child's pid, clone flags, comm */
+    RS_ON_RENAME,    /* pid (0: the caller's), comm */
+    RS_ON_EXEC,      /* file name; the arguments have come from the courier */
+    RS_ON_EXEC_TOLD, /* file name, address and length of the arguments, the arguments */
+    RS_ON_EXIT,      /* whether it was the last thread (0: not said); Python finds out how it ended */
+    RS_ON_EXIT_TOLD  /* what wait(2) tells */
+};
+
+typedef struct {
+    uint32_t what;
+    uint32_t facts; /* the source that gets an rs_facts for each */
+    uint32_t at[4]; /* offsets */
+} rs_follow;
+
+/* What a process event says; the arguments of a program come with it, a NUL behind each. */
+typedef struct {
+    int32_t code;                                  /* what wait(2) tells, and its parts */
+    uint32_t status, signal, core, known;
+    int32_t child;
+    uint32_t child_id, filename;                   /* __data_loc words */
+} rs_facts;
 
 typedef struct rs_engine rs_engine;
 
@@ -223,12 +279,25 @@ void rs_output_batch(const rs_engine *e, uint32_t output, rs_batch *batch);
 void rs_output_reset(rs_engine *e, uint32_t output);
 uint64_t rs_output_left(const rs_engine *e, uint32_t output);
 
-int rs_process_set(rs_engine *e, int32_t pid, uint32_t flags, uint32_t container, const uint8_t *head,
-                   size_t head_length, const uint8_t *lineage, size_t lineage_length);
+int rs_life_set(rs_engine *e, const rs_life *life);
+int rs_process_set(rs_engine *e, const rs_process *told);
+int rs_process_get(rs_engine *e, int32_t pid, rs_process *out);
+void rs_process_adopt(rs_engine *e, int32_t pid, int32_t parent);
+void rs_process_move(rs_engine *e, int32_t pid, uint32_t container);
+void rs_process_end(rs_engine *e, int32_t pid, uint64_t time);
+void rs_process_exit(rs_engine *e, const rs_stop *stop, int32_t code);
+size_t rs_process_lineage(rs_engine *e, int32_t pid, const uint8_t **out);
+size_t rs_process_pids(const rs_engine *e, int32_t *out, size_t room);
+size_t rs_process_foreign(const rs_engine *e);
+int64_t rs_boot_offset(const rs_engine *e);
+int rs_source_follow(rs_engine *e, uint32_t source, const rs_follow *follow);
+int rs_cgroup_set(rs_engine *e, uint64_t cgroup, uint32_t container);
+void rs_cgroups_clear(rs_engine *e);
+uint32_t rs_container_processes(const rs_engine *e, uint32_t container);
+void rs_replay(rs_engine *e, uint32_t output, uint64_t since);
+uint64_t rs_history_since(const rs_engine *e);
 int rs_container_set(rs_engine *e, uint32_t container, uint32_t flags, const uint8_t *head, size_t head_length,
                      const uint8_t *tail, size_t tail_length);
-void rs_process_clear(rs_engine *e, int32_t pid);
-size_t rs_process_count(const rs_engine *e);
 uint64_t rs_release(rs_engine *e, uint32_t container);
 
 void rs_publish_field(rs_engine *e, const uint8_t *field, size_t length);

@@ -209,6 +209,18 @@ static size_t plan_prepare(rs_op *ops, uint32_t n_ops)
     return extent;
 }
 
+/* Length and text; `abstract`: a leading NUL is written as '@'. */
+static uint8_t *put_string(uint8_t *out, const uint8_t *s, size_t length, bool abstract)
+{
+    uint8_t *text = out + varint_length(length);
+    size_t n = put_text(text, s, length);
+    if (abstract && n && !*text)
+        *text = '@';
+    if (varint_length(n) != varint_length(length))
+        memmove(out + varint_length(n), text, n);
+    return put_length(out, n) + n;
+}
+
 /* Run a plan over a record; the length of what it wrote, or a negative errno. */
 static int64_t plan_run(const rs_op *ops, uint32_t n_ops, const uint8_t *pool, size_t pool_length,
                         const uint8_t *raw, size_t raw_length, const uint8_t *side, size_t side_length, uint8_t *out,
@@ -292,17 +304,24 @@ static int64_t plan_run(const rs_op *ops, uint32_t n_ops, const uint8_t *pool, s
                 continue;
             if ((size_t)(end - out) < 3 * t.length + reserve)
                 return -ENOSPC;
-            bool is_text = op->op == RS_OP_CHARS || op->op == RS_OP_STRING;
             out = put(out, op->tag, op->tag_length);
-            uint8_t *text = out + varint_length(t.length);
-            size_t n = is_text ? put_text(text, t.at, t.length) : (size_t)(put(text, t.at, t.length) - text);
-            if (is_text && op->flags & RS_ABSTRACT && n && !*t.at)
-                *text = '@';
-            if (varint_length(n) != varint_length(t.length))
-                memmove(out + varint_length(n), text, n);
-            out = put_length(out, n) + n;
+            if (op->op == RS_OP_BYTES || op->op == RS_OP_BLOCK) {
+                out = put(put_length(out, t.length), t.at, t.length);
+                continue;
+            }
+            out = put_string(out, t.at, t.length, op->flags & RS_ABSTRACT);
             continue;
         }
+        case RS_OP_TEXTS:
+            for (size_t at = 0, n; at < side_length; at += n + 1) {
+                n = strnlen((const char *)side + at, side_length - at);
+                if (n == side_length - at)
+                    break; /* a part of one */
+                if ((size_t)(end - out) < 3 * n + reserve)
+                    return -ENOSPC;
+                out = put_string(put(out, op->tag, op->tag_length), side + at, n, false);
+            }
+            continue;
         case RS_OP_BEGIN:
             if (depth == MAX_DEPTH)
                 return -EINVAL;

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ringside.api.v0 import Event, GetEventsResponse, TelemetryEvent
+from ringside.api.v0 import Process as ProcessMessage
 
 from . import wire
 from ._perf import ffi, lib
@@ -57,6 +58,7 @@ class Engine:
             wire.fields(TelemetryEvent),
             wire.fields(GetEventsResponse),
         )
+        process = wire.fields(ProcessMessage)
         tags = ffi.new("rs_tags *")
         for name, tag in (
             ("events", response["events"].tag),
@@ -66,6 +68,11 @@ class Engine:
             ("time", event["sensor_monotime_nanos"].tag),
             ("tid", event["process_tid"].tag),
             ("cpu", event["cpu"].tag),
+            ("process_id", event["process_id"].tag),
+            ("process_pid", event["process_pid"].tag),
+            ("lineage", event["process_lineage"].tag),
+            ("lineage_pid", process["pid"].tag),
+            ("lineage_command", process["command"].tag),
         ):
             target = getattr(tags, name)
             target.length = len(tag)
@@ -238,19 +245,53 @@ class Engine:
 
     # -- processes ---------------------------------------------------------------------------------
 
+    def set_life(
+        self,
+        *,
+        boot: str = "boot",
+        proc: str = "/proc",
+        history: int = 0,
+        threads_counted: bool = False,
+        cgroups_told: int = lib.RS_CGROUPS_NONE,
+        untold: int = 0,
+    ) -> None:
+        """How processes are told apart and remembered; see rs_life in _perf.h."""
+        life = ffi.new("rs_life *")
+        texts = [ffi.new("char[]", text.encode("utf-8", "surrogateescape")) for text in (boot, proc)]
+        life.boot, life.proc = texts
+        life.history, life.threads_counted = history, threads_counted
+        life.cgroups_told, life.untold = cgroups_told, untold
+        check(lib.rs_life_set(self.handle, life), "processes")
+
     def set_process(
         self,
         pid: int,
-        head: bytes,
-        lineage: bytes = b"",
+        start: int | None = None,
+        *,
+        parent: int = 0,
+        command: bytes = b"",
         container: int = 0,
-        flags: int = 0,
+        flags: int = lib.RS_ALIVE,
+        threads: int = 1,
+        counted_at: int = 0,
     ) -> None:
-        """The encoded fields that go into each event of this process, before the event's own."""
-        check(
-            lib.rs_process_set(self.handle, pid, flags, container, head, len(head), lineage, len(lineage)),
-            "process",
-        )
+        """A process that began so many clock ticks after boot, or what is new of it; see rs_process_set()."""
+        told = ffi.new("rs_process *")
+        told.pid, told.container, told.threads, told.counted_at = pid, container, threads, counted_at
+        told.flags = flags | (lib.RS_NAMELESS if start is None else 0)
+        told.start = start or 0
+        told.comm_length = min(len(command), lib.RS_COMM)
+        ffi.memmove(told.comm, command, told.comm_length)
+        check(lib.rs_process_set(self.handle, told), "process")
+        if parent:
+            lib.rs_process_adopt(self.handle, pid, parent)
+
+    def follow(self, source: int, what: int, facts: int, offsets: Sequence[int]) -> None:
+        """Have a source's lifecycle records handled in C; see RS_ON_* in _perf.h."""
+        how = ffi.new("rs_follow *")
+        how.what, how.facts = what, facts
+        how.at = list(offsets)
+        check(lib.rs_source_follow(self.handle, source, how), "follow")
 
     def set_container(self, number: int, head: bytes = b"", tail: bytes = b"", *, hold: bool = False) -> None:
         """What the events of a container's processes carry, before and behind the event's own fields.
@@ -264,10 +305,6 @@ class Engine:
         """Let go the events that wait for this container; how many."""
         released: int = lib.rs_release(self.handle, number)
         return released
-
-    def clear_process(self, pid: int) -> None:
-        """Forget a process."""
-        lib.rs_process_clear(self.handle, pid)
 
 
 def pack_plan(plan: Plan) -> tuple[object, int, bytes]:

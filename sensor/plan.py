@@ -51,7 +51,8 @@ class OpCode(IntEnum):
     BEGIN = 10
     END = 11
     UNLESS = 12
-    FETCHED = 13
+    TEXTS = 13
+    FETCHED = 14
 
 
 KEEP_ZERO, SWAP, SIDE, ABSTRACT, SIGNED, FAULTY = 1, 2, 4, 16, 32, 64
@@ -112,6 +113,14 @@ class Side:
     swap: bool = False
     signed: bool = False
     abstract: bool = False  # text: a leading NUL is an abstract socket's, shown as '@'
+
+
+@dataclass(frozen=True)
+class Texts:
+    """For a repeated string: each text in the memory that came with the record, to its NUL.
+
+    What ends without one is a part of a text, and left out.
+    """
 
 
 @dataclass(frozen=True)
@@ -271,6 +280,8 @@ class _Compiler:
             self.emit(Op(OpCode.BEGIN, target.tag))
             self.message(target.message, source)
             self.emit(Op(OpCode.END))
+        elif isinstance(source, Texts):
+            self.emit(Op(OpCode.TEXTS, target.tag))
         elif isinstance(source, Kernel | Side):
             self.emit(self.value(target, source))
         else:
@@ -422,6 +433,9 @@ class _Interpreter:
                     have = self.integer(op)
                     if have is None or (not have & op.length if op.length else have != op.value):
                         at = op.jump
+                case OpCode.TEXTS:
+                    for text in map(wire.utf8, self.side.split(b"\0")[:-1]):
+                        out += op.tag + wire.varint(len(text)) + text
                 case OpCode.FETCHED:
                     if len(self.side) <= op.offset:
                         at = op.jump

@@ -39,13 +39,14 @@ from .tracefs.probe import probe_features, sweep
 
 log = logging.getLogger(__name__)
 
-_RECORD, _FULL, _LOST, _UNKNOWN, _CORRUPT, _YIELD = (  # a look at lib costs more than the comparison
+_RECORD, _FULL, _LOST, _UNKNOWN, _CORRUPT, _YIELD, _CGROUP = (  # a look at lib costs more than the comparison
     lib.RS_RECORD,
     lib.RS_FULL,
     lib.RS_LOST,
     lib.RS_UNKNOWN,
     lib.RS_CORRUPT,
     lib.RS_YIELD,
+    lib.RS_CGROUP,
 )
 _BUDGET = 1 << 14  # records between two turns for others
 _TURNS = 1 << 9  # lifecycle records between them
@@ -111,7 +112,7 @@ class Sensor:
             self._loop.add_reader(descriptor, self._cpus_changed)
             self._closing.append(lambda: self._forget_reader(descriptor))
         self.metrics = Metrics(self.engine.counters, self._gauges)
-        self.processes = ProcessTable(self.engine, self.procfs, config.lineage == "all")
+        self.processes = ProcessTable(self.engine, self.procfs)
         self.features = probe_features(self.tracefs)
         sweep(self.tracefs, config.proc)
         self.probes = Probes(self)
@@ -270,7 +271,7 @@ class Sensor:
         return {
             "subscribers": sum(len(output.subscribers) for output in self.outputs.values()),
             "outputs": len(self.outputs),
-            "processes": len(self.processes.by_pid),
+            "processes": len(self.processes),
             "queued_bytes": sum(
                 one.waiting for output in self.outputs.values() for one in output.subscribers
             ),
@@ -306,7 +307,6 @@ class Sensor:
         """Read the rings; how long until the next time, in seconds, 0 if there is more at once."""
         engine, handlers, stop = self.engine, self.process_family.handlers, self.engine.stop
         engine.set_publish_time(time.time_ns() // 1000)
-        self.processes.sync_clock()
         delay = -1.0
         budget, turns = _BUDGET, _TURNS
         drain, handle = lib.rs_drain, engine.handle  # for each record: straight to C
@@ -327,13 +327,15 @@ class Sensor:
                     self.flush(self.outputs[stop.index])
             elif why == _UNKNOWN:
                 self.processes.learn(stop.pid)
+            elif why == _CGROUP:
+                self.container_family.executed(stop.pid, stop.cgroup)
             elif why in (_LOST, _CORRUPT):
                 self._lost(why == _CORRUPT)
             elif why == _YIELD:
                 delay = 0
                 break
             else:
-                self.processes.forget_dead(clock())
+                self.processes.look_for_foreign(stop.time)
                 self._drained = stop.time
                 self.rings.settle(self._drained)
                 if self._resync:
@@ -467,7 +469,7 @@ class Sensor:
                 )
             )
         start = clock() - since
-        known = self.process_family.history.since
+        known = self.process_family.remembered_since
         if start < known:
             subscriber.tell(
                 make_status(

@@ -24,6 +24,7 @@ from ringside.api.v0 import ChargenEvent, Event, FileEvent, SyscallEventType
 from ringside.sensor import wire
 from ringside.sensor._perf import ffi, lib
 from ringside.sensor.engine import Route, clock, pack_fetches
+from ringside.sensor.errors import KernelError
 from ringside.sensor.events.syscall import TABLES
 from ringside.sensor.plan import Came, Fetch, FetchKind, FetchSpec, Front, Kernel, Side, When, compile_plan
 from ringside.sensor.program import Cmp, Test, TestFlag, TestKind
@@ -39,7 +40,7 @@ from .support.fakering import (
     decode,
     lost,
     now,
-    process_head,
+    process_id,
     raw_of,
     record,
     sample,
@@ -114,14 +115,14 @@ def chargen(characters: str) -> bytes:
 def test_an_event_says_what_the_record_said(rig: Calls) -> None:
     when = now()
     rig.ring.write(call(257, when, 0xFFFFFFFFFFFFFF9C, 0x7FFE0000, 0, 1, 2, 3, pid=4000, tid=4001))
-    rig.engine.set_process(4000, process_head(4000, "boot-fa0-1"))
+    rig.engine.set_process(4000, 1)
     assert rig.drain() == []
     (told,) = rig.events(rig.all)
     assert told.publish_time_micros == 1_700_000_000_000_000
     event = told.event
     assert event.id == "test-sen-1"
     assert event.sensor_id == "test-sensor"
-    assert (event.process_id, event.process_pid, event.process_tid) == ("boot-fa0-1", 4000, 4001)
+    assert (event.process_id, event.process_pid, event.process_tid) == (process_id(4000, 1), 4000, 4001)
     assert (event.sensor_sequence_number, event.sensor_monotime_nanos, event.cpu) == (1, when, 0)
     assert event.WhichOneof("event") == "syscall"
     assert (event.syscall.type, event.syscall.id) == (1, 257)
@@ -162,9 +163,8 @@ def test_lineage_only_where_the_source_says_so(rig: Calls) -> None:
     with_lineage = rig.source(ENTER, ENTER_TABLE, "id", lib.RS_LINEAGE)
     rig.event(9, with_lineage)
     rig.engine.route(with_lineage, [Route(rig.all)])
-    lineage = wire.nest(Event, "process_lineage", b"\x08\xd0\x0f\x12\x02sh")
     tail = wire.fields(Event)["container_name"].encode("/web")
-    rig.engine.set_process(1000, process_head(1000), lineage, container=7)
+    rig.engine.set_process(1000, 1, command=b"sh", container=7)
     rig.engine.set_container(7, tail=tail)
     when = now()
     rig.ring.write(call(1, when), call(2, when + 1, id=9))
@@ -291,7 +291,7 @@ def test_space_is_given_back_before_a_long_drain_ends() -> None:
             rig.ring.write(call(index, base + index))
         before = rig.ring.room
         assert rig.step(budget=100).why == "UNKNOWN"
-        rig.engine.set_process(1000, process_head(1000))
+        rig.engine.set_process(1000)
         assert rig.step(budget=100).why == "YIELD"
         assert rig.ring.room > before
         rig.drain()
@@ -565,11 +565,10 @@ def test_the_record_that_counts_in_place_of_another_may_be_of_a_process_to_learn
     moment = now() - 10**6
     rig.event(SYS, rig.enter, until=moment)
     rig.event(SYS + 1, rig.enter, since=moment)
-    rig.engine.clear_process(1000)
-    rig.ring.write(call(1, moment - 50, id=SYS + 1), call(1, moment + 50, id=SYS))
+    rig.ring.write(call(1, moment - 50, id=SYS + 1, pid=77), call(1, moment + 50, id=SYS, pid=77))
     stop = rig.step()
-    assert (stop.why, stop.pid) == ("UNKNOWN", 1000)
-    rig.engine.set_process(1000, process_head(1000))
+    assert (stop.why, stop.pid) == ("UNKNOWN", 77)
+    rig.engine.set_process(77)
     rig.drain()
     assert rig.numbers() == [1]
 
@@ -624,14 +623,15 @@ def test_a_thousand_events_and_processes_come_and_go(rig: Calls) -> None:
     for step in range(3000):
         pid = rolls.randrange(1, 700)
         if rolls.random() < 0.5:
-            known[pid] = f"p{step}"
-            rig.engine.set_process(pid, process_head(pid, known[pid]))
+            known[pid] = process_id(pid, step)
+            rig.engine.set_process(pid, step)
             rig.event(1000 + pid, rig.enter)
         elif rolls.random() < 0.8:
             known.pop(pid, None)
-            rig.engine.clear_process(pid)
+            lib.rs_process_end(rig.engine.handle, pid, 0)
+            rig.drain()
             lib.rs_event_clear(rig.engine.handle, 1000 + pid)
-        assert lib.rs_process_count(rig.engine.handle) == len(known)
+        assert lib.rs_process_pids(rig.engine.handle, ffi.NULL, 0) == len(known)
     rig.knows_everybody = False
     for index, pid in enumerate(range(1, 700)):
         if rig.ring.room < 200:
@@ -669,26 +669,28 @@ def test_records_of_no_process_have_none(rig: Calls) -> None:
 
 def test_a_new_context_counts_from_there_on(rig: Calls) -> None:
     when = now()
-    rig.engine.set_process(1000, process_head(1000, "old"))
+    rig.engine.set_process(1000, 1)
     rig.ring.write(call(1, when))
     rig.drain()
-    rig.engine.set_process(1000, process_head(1000, "new"))
+    rig.engine.set_process(1000, 2)
     rig.ring.write(call(2, when + 1))
     rig.drain()
-    assert [one.event.process_id for one in rig.events(rig.all)] == ["old", "new"]
+    told = [one.event.process_id for one in rig.events(rig.all)]
+    assert told == [process_id(1000, 1), process_id(1000, 2)]
 
 
 @pytest.mark.parametrize("pid", [0, -1, -(2**31)])
 def test_a_context_for_nobody_is_refused(rig: Calls, pid: int) -> None:
-    assert lib.rs_process_set(rig.engine.handle, pid, 0, 0, b"", 0, b"", 0) < 0
+    with pytest.raises(KernelError, match="process: Invalid argument"):
+        rig.engine.set_process(pid)
 
 
 def test_only_foreign_processes_where_numbers_are_theirs(rig: Calls) -> None:
     foreign = rig.source(ENTER, ENTER_TABLE, "id", lib.RS_ALIEN)
     rig.event(9, foreign)
     rig.engine.route(foreign, [Route(rig.all)])
-    rig.engine.set_process(5, process_head(5), flags=lib.RS_FOREIGN)
-    rig.engine.set_process(6, process_head(6))
+    rig.engine.set_process(5, flags=lib.RS_ALIVE | lib.RS_FOREIGN)
+    rig.engine.set_process(6)
     for pid in (5, 6):
         rig.ring.write(sample(9, now(), raw_of(ENTER, id=pid), pid=pid))
     rig.drain()
@@ -710,7 +712,7 @@ def test_foreign_processes_are_left_out_where_numbers_are_native(rig: Calls) -> 
     native = rig.source(ENTER, ENTER_TABLE, "id", lib.RS_NATIVE)
     rig.event(9, native)
     rig.engine.route(native, [Route(rig.all)])
-    rig.engine.set_process(5, process_head(5), flags=lib.RS_FOREIGN)
+    rig.engine.set_process(5, flags=lib.RS_ALIVE | lib.RS_FOREIGN)
     when = now()
     rig.ring.write(call(1, when, pid=5, id=9), call(2, when + 1, pid=6, id=9), call(3, when + 2, pid=5))
     rig.drain()
@@ -739,7 +741,7 @@ def test_a_lifecycle_record_stops_the_drain_in_its_place(pair: Calls) -> None:
     """What comes before it belongs to the old program, what comes after to the new one."""
     life = pair.engine.open_source(lib.RS_LIFECYCLE)
     pair.event(LIFE, life)
-    pair.engine.set_process(1000, process_head(1000, "before"))
+    pair.engine.set_process(1000, 1)
     base = now() - 10**6
     pair.rings[0].write(call(1, base), call(3, base + 20))
     pair.rings[1].write(sample(LIFE, base + 10, b"exec" * 3, pid=1000, tid=1007))
@@ -747,10 +749,10 @@ def test_a_lifecycle_record_stops_the_drain_in_its_place(pair: Calls) -> None:
     assert (stop.why, stop.cpu, stop.source, stop.pid, stop.tid, stop.time, stop.raw) == (
         "RECORD", 1, life, 1000, 1007, base + 10, b"exec" * 3,
     )  # fmt: skip
-    pair.engine.set_process(1000, process_head(1000, "after"))
+    pair.engine.set_process(1000, 2)
     pair.drain()
     told = [(one.event.syscall.id, one.event.process_id) for one in pair.events(pair.all)]
-    assert told == [(1, "before"), (3, "after")]
+    assert told == [(1, process_id(1000, 1)), (3, process_id(1000, 2))]
 
 
 def test_a_lifecycle_record_that_must_wait_comes_again(pair: Calls) -> None:
@@ -759,7 +761,7 @@ def test_a_lifecycle_record_that_must_wait_comes_again(pair: Calls) -> None:
     base = now() - 10**6
     pair.rings[0].write(call(1, base), call(2, base + 20))
     pair.rings[1].write(sample(LIFE, base + 10, b"wait" * 3))
-    pair.engine.set_process(1000, process_head(1000))
+    pair.engine.set_process(1000)
     for _ in range(3):
         stop = pair.step()
         assert (stop.why, stop.raw) == ("RECORD", b"wait" * 3)
@@ -856,11 +858,11 @@ def test_outputs_that_are_none_get_nothing(rig: Calls) -> None:
 
 
 def test_emitted_events_are_attributed(rig: Calls) -> None:
-    rig.engine.set_process(70, process_head(70, "seventy"))
+    rig.engine.set_process(70, 7)
     number = rig.engine.emit([rig.all], 123, chargen("x"), cpu=3, pid=70, tid=71)
     (told,) = rig.events(rig.all)
     assert told.event.sensor_sequence_number == number
-    assert (told.event.process_id, told.event.process_tid, told.event.cpu) == ("seventy", 71, 3)
+    assert (told.event.process_id, told.event.process_tid, told.event.cpu) == (process_id(70, 7), 71, 3)
     assert told.event.sensor_monotime_nanos == 123
 
 
@@ -954,8 +956,8 @@ def test_only_events_from_since_and_before_until(rig: Calls) -> None:
 
 def test_only_containers_whose_bit_is_set(rig: Calls) -> None:
     for container in range(20):
-        rig.engine.set_process(100 + container, process_head(100 + container), container=container)
-    rig.engine.set_process(200, process_head(200), container=1000)
+        rig.engine.set_process(100 + container, container=container)
+    rig.engine.set_process(200, container=1000)
     chosen = rig.engine.open_output(1 << 16)
     rig.engine.set_containers(chosen, bytes([0b0000_0101, 0b1000_0000]))
     rig.engine.route(rig.enter, [Route(chosen)])
@@ -990,7 +992,7 @@ def test_an_output_that_is_used_again_remembers_nothing(rig: Calls) -> None:
 
 def test_events_of_a_held_process_wait_and_then_have_the_names(rig: Calls) -> None:
     name = wire.fields(Event)["container_name"]
-    rig.engine.set_process(5, process_head(5), container=3)
+    rig.engine.set_process(5, container=3)
     rig.engine.set_container(3, hold=True)
     base = now() - 10**6
     rig.ring.write(call(1, base, pid=5), call(2, base + 1, pid=6), call(3, base + 2, pid=5))
@@ -1011,7 +1013,7 @@ def test_events_of_a_held_process_wait_and_then_have_the_names(rig: Calls) -> No
 
 def test_what_cannot_wait_goes_out_without_names(rig: Calls) -> None:
     """The buffer is bounded; nothing is lost when it is full."""
-    rig.engine.set_process(5, process_head(5), container=3)
+    rig.engine.set_process(5, container=3)
     rig.engine.set_container(3, hold=True)
     body = chargen("x" * 60_000)
     sent = 200
@@ -1029,7 +1031,7 @@ def test_what_cannot_wait_goes_out_without_names(rig: Calls) -> None:
 def test_what_waits_for_several_containers_is_let_go_by_each(rig: Calls) -> None:
     rolls = random.Random(2)
     for container in (1, 2, 3):
-        rig.engine.set_process(container, process_head(container), container=container)
+        rig.engine.set_process(container, container=container)
         rig.engine.set_container(container, hold=True)
     base = now() - 10**6
     order = [rolls.randrange(1, 4) for _ in range(60)]
@@ -1042,7 +1044,7 @@ def test_what_waits_for_several_containers_is_let_go_by_each(rig: Calls) -> None
 
 
 def test_a_held_event_of_an_output_that_has_gone(rig: Calls) -> None:
-    rig.engine.set_process(5, process_head(5), container=3)
+    rig.engine.set_process(5, container=3)
     rig.engine.set_container(3, hold=True)
     gone = rig.engine.open_output(1 << 16)
     rig.engine.emit([gone, rig.all], 1, chargen("x"), pid=5)
@@ -1056,7 +1058,7 @@ def test_a_held_event_of_an_output_that_has_gone(rig: Calls) -> None:
 
 def test_a_held_event_of_an_output_that_is_emptied_meanwhile(rig: Calls) -> None:
     """Emptied while it stands on the list of the full ones, which the drain has yet to tell of."""
-    rig.engine.set_process(5, process_head(5), container=3)
+    rig.engine.set_process(5, container=3)
     rig.engine.set_container(3, hold=True)
     full = rig.engine.open_output(100)
     rig.engine.emit([full], 1, chargen("held"), pid=5)
@@ -1096,7 +1098,7 @@ def test_numbers_of_every_size_are_encoded_right(
     try:
         output = rig.engine.open_output(1 << 16)
         rig.engine.set_publish_time(publish)
-        rig.engine.set_process(pid, process_head(pid))
+        rig.engine.set_process(pid)
         rig.engine.emit([output], when, chargen("x"), cpu, pid, tid)
         (told,) = rig.events(output)
         event = told.event
@@ -1112,7 +1114,7 @@ def test_the_books_close(drawn: list[tuple[int, int, int]]) -> None:
     with calls(cpus=4) as rig:
         rig.engine.route(rig.enter, [Route(rig.all, 1), Route(rig.all, 2)])
         rig.event(9, rig.engine.open_source(lib.RS_LIFECYCLE))
-        rig.engine.set_process(3, process_head(3), container=1)
+        rig.engine.set_process(3, container=1)
         rig.engine.set_container(1, hold=True)
         base = now() - 10**6
         for index, (cpu, number, event) in enumerate(drawn):

@@ -7,44 +7,56 @@ import errno
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ringside.api.v0 import Event, ProcessEvent, ProcessEventFilter
+from ringside.api.v0 import Event, ProcessEvent, ProcessEventFilter, ProcessEventType
+from ringside.sensor._perf import ffi
 from ringside.sensor.bpf import Program
 from ringside.sensor.btf import Btf
 from ringside.sensor.errors import KernelError, RequestError, SetupError, UnservableError
-from ringside.sensor.events.process_facts import EXEC, EXIT, FORK, body_of, text_in
+from ringside.sensor.events.process_facts import EXEC, EXIT, FACTS, FORK, TABLES
 from ringside.sensor.events.process_programs import exec_program, exit_program
 from ringside.sensor.events.process_ways import Proof, Reached, Way
+from ringside.sensor.plan import compile_plan
 
 from .support.fakekernel import FakeKernel, reading
-from .support.fakering import HERE, KERNELS, canned
+from .support.fakering import HERE, KERNELS, canned, raw_of
 from .test_btf import INT, PTR, Maker
+from .test_plan import run_c
 
 ARGUMENTS = st.lists(st.binary(max_size=200).filter(lambda one: b"\0" not in one), max_size=8)
 
 
-def process_in(body: bytes) -> ProcessEvent:
+def process_of(kind: ProcessEventType, side: bytes = b"", **facts: int | bytes) -> ProcessEvent:
+    """What is said of facts, by C and by Python alike."""
+    raw = raw_of(FACTS, **facts)
+    plan = compile_plan(Event, TABLES[kind], FACTS)
+    body = run_c(plan, raw, side)
+    assert body == plan.run(raw, side)
     event = Event.parse(body)
     assert event.process is not None
     assert bytes(event) == body  # in the order of the fields, and nothing twice
     return event.process
 
 
+def test_facts_lie_where_c_puts_them() -> None:
+    fields = ffi.typeof("rs_facts").fields
+    assert [(name, one.offset) for name, one in fields] == [(one.name, one.offset) for one in FACTS.fields]
+    assert all(ffi.sizeof(one.type) == FACTS[name].size for name, one in fields)
+
+
 @given(filename=st.binary(max_size=300).filter(lambda one: b"\0" not in one), arguments=ARGUMENTS)
 def test_an_exec_is_told_argument_by_argument(filename: bytes, arguments: list[bytes]) -> None:
-    facts = (EXEC, filename, b"".join(one + b"\0" for one in arguments))
-    process = process_in(body_of(facts))
+    process = process_of(EXEC, b"".join(one + b"\0" for one in arguments), filename=filename)
     assert process.type == EXEC
     assert process.exec_filename == filename.decode("utf-8", "replace")
     assert process.exec_command_line == [one.decode("utf-8", "replace") for one in arguments]
-    assert text_in(facts) == len(filename) + len(facts[2])
 
 
 def test_a_part_of_an_argument_is_no_argument() -> None:
-    assert process_in(body_of((EXEC, b"/bin/x", b"x\0whole\0par"))).exec_command_line == ["x", "whole"]
+    assert process_of(EXEC, b"x\0whole\0par", filename=b"/bin/x").exec_command_line == ["x", "whole"]
 
 
 def test_a_fork_tells_of_the_child() -> None:
-    process = process_in(body_of((FORK, 4_194_303, "b-3fffff-9")))
+    process = process_of(FORK, child=4_194_303, child_id=b"b-3fffff-9")
     assert (process.type, process.fork_child_pid, process.fork_child_id) == (FORK, 4_194_303, "b-3fffff-9")
 
 
@@ -58,7 +70,16 @@ def test_a_fork_tells_of_the_child() -> None:
     ],
 )
 def test_an_exit_tells_how(code: int | None, told: tuple[object, ...]) -> None:
-    process = process_in(body_of((EXIT, code, None)))
+    """The status is taken apart in C; tests of the whole sensor see that."""
+    status = code or 0
+    process = process_of(
+        EXIT,
+        known=int(code is not None),
+        code=status,
+        status=status >> 8,
+        signal=status & 0x7F,
+        core=status >> 7 & 1,
+    )
     assert process.type == EXIT
     assert told == (process.exit_code, process.exit_status, process.exit_signal, process.exit_core_dumped)
 

@@ -30,7 +30,7 @@ from ringside.api.v0 import (
     ThrottleModifierIntervalType,
     TickerEventFilter,
 )
-from ringside.sensor import perf, process
+from ringside.sensor import perf
 from ringside.sensor._perf import lib
 from ringside.sensor.engine import clock
 from ringside.sensor.errors import KernelError, SetupError, UnservableError
@@ -263,7 +263,7 @@ async def test_a_fork_near_the_next_tick_of_the_clock_has_its_id_from_proc(kerne
     """The start time is taken a moment before the record's."""
     tick = 10**9 // os.sysconf("SC_CLK_TCK")
     async with kernel.sensor() as sensor, reading(sensor, process_events=[FORK]) as reader:
-        offset = sensor.processes._boot_offset
+        offset = lib.rs_boot_offset(sensor.engine.handle)
         when = (now() + offset) // tick * tick + tick - offset + 50_000
         assert kernel.start_of(when) == kernel.start_of(when - 100_000) + 1
         kernel.proc.add(60, 50, "child", kernel.start_of(when) - 1)
@@ -556,7 +556,7 @@ async def test_what_programs_of_another_architecture_open(kernel: FakeKernel) ->
             kernel.exec(50, b"/bin/native", b"x", abi=2)
             sensor.drain_once()
             for later, is_open in ((0, True), (10, True), (10**6, False)):  # s
-                sensor.processes.forget_dead(now() + later * 10**9)
+                sensor.processes.look_for_foreign(now() + later * 10**9)
                 assert bool(kernel.open_perfs(SYS_ENTER)) == is_open
 
 
@@ -935,31 +935,32 @@ async def test_a_record_that_cannot_be_handled_does_not_end_the_rest(
 
 async def test_a_flood_of_process_records_leaves_time_for_others(kernel: FakeKernel) -> None:
     async with (
-        kernel.sensor(lifecycle_ring_size=2 << 20) as sensor,
+        kernel.sensor(lifecycle_ring_size=8 << 20) as sensor,
         reading(sensor, process_events=[FORK]) as reader,
     ):
-        for pid in range(FIRST, FIRST + 8000):
+        for pid in range(FIRST, FIRST + 60_000):
             kernel.fork(50, pid)
         turns = 0
-        while sensor.processes.by_pid.keys().isdisjoint([FIRST + 7999]):
+        while sensor.processes.find(FIRST + 59_999) is None:
             turns += 1
             await asyncio.sleep(0)
-        assert turns > 5
-        told = [one.process.fork_child_pid for one in await reader.take(8000)]
-        assert told == list(range(FIRST, FIRST + 8000))
+        assert turns > 1
+        told = [one.process.fork_child_pid for one in await reader.take(60_000)]
+        assert told == list(range(FIRST, FIRST + 60_000))
 
 
 async def test_the_dead_are_forgotten_after_a_while(kernel: FakeKernel) -> None:
     async with kernel.sensor() as sensor, reading(sensor, process_events=[EXIT]) as reader:
-        before = len(sensor.processes.by_pid)
-        for pid in range(FIRST, FIRST + 500):
-            kernel.fork(50, pid)
-            kernel.exit(pid, 0)
-        await reader.take(500)
-        assert len(sensor.processes.by_pid) == before + 500
-        with mock.patch.object(process, "_GRACE", 0):
-            await until(lambda: len(sensor.processes.by_pid) == before)
-        assert lib.rs_process_count(sensor.engine.handle) == before
+        before = len(sensor.processes)
+        long_ago = now() - 3 * 10**9
+        for pid in range(FIRST, FIRST + 1000):
+            when = long_ago if pid < FIRST + 500 else None
+            kernel.fork(50, pid, when=when)
+            kernel.exit(pid, 0, when=when)
+        await reader.take(1000)
+        await until(lambda: len(sensor.processes) == before + 500)
+        assert sensor.processes.find(FIRST) is None
+        assert sensor.processes.find(FIRST + 500) is not None
 
 
 # --- CPUs that come and go

@@ -226,7 +226,7 @@ class BulkWant:
 
 
 def attach_all(wants: Sequence[Want], output: int) -> Iterator[tuple[Want, UnservableError | None]]:
-    """Attach them, those of one kernel event at once: each step changes its filter. With what was refused."""
+    """Attach them, those of one event at once: each step changes its filter. With what was refused."""
     for event, group in _by_event(wants):
         try:
             if event is None:
@@ -248,10 +248,10 @@ def detach_all(wants: Sequence[Want], output: int) -> None:
             event.remove(output, *group)
 
 
-def _by_event(wants: Sequence[Want]) -> list[tuple[BulkEvent | None, list[Any]]]:
-    groups: dict[object, tuple[BulkEvent | None, list[Any]]] = {}
+def _by_event(wants: Sequence[Want]) -> list[tuple[Any, list[Any]]]:
+    groups: dict[object, tuple[Any, list[Any]]] = {}
     for want in wants:
-        event = want.event if isinstance(want, BulkWant) else None
+        event = getattr(want, "event", None)
         groups.setdefault(want if event is None else event, (event, []))[1].append(want)
     return list(groups.values())
 

@@ -29,7 +29,7 @@ from ringside.api.v0 import (
 )
 
 from .. import wire
-from .._perf import ffi
+from .._perf import ffi, lib
 from ..cgroup import Attach, CgroupOwner, attached, owner_from_proc_cgroup
 from ..container import Container, ContainerState, ContainerTable, Transition
 from ..container_filter import ContainerMatcher
@@ -77,12 +77,11 @@ class ContainerWant:
 class _Member:
     """A container as the lanes know it: by number."""
 
-    __slots__ = ("held", "id", "new", "number", "processes", "wide")
+    __slots__ = ("held", "id", "new", "number", "wide")
 
     def __init__(self, id: str, number: int) -> None:
         self.id = id
         self.number = number
-        self.processes = 0  # alive in it
         self.new = True  # no process was seen in it
         self.wide = 0  # since when its events are made wherever they happen, if they ever were not
         self.held: asyncio.TimerHandle | None = None
@@ -133,7 +132,7 @@ class ContainerFamily:
             self._path = Layout(removed, "path")
             family.follow(removed, self._on_rmdir)
         processes = self._processes
-        processes.on_enter, processes.on_leave = self._entered, self._left
+        processes.on_emptied = self._emptied
         processes.on_learned, processes.on_resync = self.place, self._resync
         self._disk.start()
         for process in self._living():
@@ -143,8 +142,7 @@ class ContainerFamily:
         self._open_engines()
 
     def _living(self) -> list[Process]:
-        there = self._processes.by_pid.values()
-        return [process for process in there if process.alive and not process.is_kernel_thread]
+        return [process for process in self._processes.living() if not process.is_kernel_thread]
 
     def _open_engines(self) -> None:
         config = self._sensor.config
@@ -204,6 +202,7 @@ class ContainerFamily:
     def _on_cgroups(self, _owner: CgroupOwner, _paths: tuple[str, ...]) -> None:
         """These cgroups turned out to be a container's; who is in them?"""
         self._cgroup_ids.clear()
+        lib.rs_cgroups_clear(self._sensor.engine.handle)
         for process in self._living() if self._opened else ():
             if not process.container:
                 self.place(process)
@@ -211,15 +210,10 @@ class ContainerFamily:
     def _resync(self) -> None:
         """Records were lost, of moves between cgroups too."""
         self._widen(self._filters)
-        for member in self._members.values():
-            member.processes = 0
-        for process in self._living():
-            if process.container in self._numbers:
-                self._numbers[process.container].processes += 1
         for process in self._living():
             self.place(process)
         for member in list(self._members.values()):
-            if member.processes == 0:
+            if not self._processes.processes_in(member.number):
                 self.table.emptied(member.id, time.time_ns())
 
     def _move(self, process: Process, container_id: str | None, *, existing: bool = False) -> None:
@@ -250,7 +244,7 @@ class ContainerFamily:
             self._widen(outputs)
             loss = Loss(f"container {member.id[:12]} has another cgroup", 1, since, clock())
             self._sensor.report(outputs, loss)
-        elif not member.processes and since < member.wide:
+        elif since < member.wide and not self._processes.processes_in(member.number):
             container = self.table.get(member.id) or Container(member.id)
             concerned = [number for number, (_, one, _) in self._filters.items() if one.matches(container)]
             loss = Loss(f"container {member.id[:12]} began again too soon", 1, since, member.wide)
@@ -274,7 +268,6 @@ class ContainerFamily:
             + fields["image_id"].encode(container.image_id)
             + fields["image_name"].encode(container.image_name)
         )
-        self._processes.containers[member.number] = (head, tail)
         self._sensor.engine.set_container(member.number, head, tail, hold=member.held is not None)
         for output, matcher, bits in self._filters.values():
             self._set_bit(output, matcher, bits, member, container)
@@ -310,27 +303,21 @@ class ContainerFamily:
         self._describe(member)
         self._sensor.engine.release(member.number)
 
-    def _entered(self, number: int) -> None:
+    def _emptied(self, number: int) -> None:
+        """The last process of a container is gone."""
         member = self._numbers.get(number)
         if member is not None:
-            member.processes += 1
-
-    def _left(self, number: int) -> None:
-        member = self._numbers.get(number)
-        if member is not None:
-            member.processes -= 1
-            if member.processes == 0:
-                if limited := self._scope.limited_to(member.id):  # what runs in it next has another cgroup
-                    self._widen(limited)
-                    member.wide = clock()
-                self.table.emptied(member.id, time.time_ns())
+            if limited := self._scope.limited_to(member.id):  # what runs in it next has another cgroup
+                self._widen(limited)
+                member.wide = clock()
+            self.table.emptied(member.id, time.time_ns())
 
     def _on_attach(self) -> int:
         assert self._attach is not None
         stop = self._sensor.engine.stop
         raw = ffi.buffer(stop.raw, stop.raw_length)
         pid, word = self._attach.read(raw)
-        process = self._processes.by_pid.get(pid)
+        process = self._processes.find(pid)
         if process is None or not process.alive:  # a thread of a threaded cgroup, or gone
             return RESULT
         owner = self._disk.owner(_path_at(raw, word))
@@ -350,33 +337,44 @@ class ContainerFamily:
         self._widen(self._scope.limited_to_cgroup(path))
         owner = self._disk.owner(path)
         member = self._members.get(owner.id) if owner else None
-        if owner and (member is None or member.processes <= 0):
+        if owner and (member is None or not self._processes.processes_in(member.number)):
             self.table.removed(owner.id, time.time_ns())
             self._disk.forget(owner.id)
         return RESULT
 
-    def executed(self, process: Process, cgroup: int) -> None:
-        """A program begins in this cgroup (its id in the unified hierarchy; 0: not known)."""
-        if not cgroup or self._unified is None:
-            return
+    @property
+    def cgroups_told(self) -> int:
+        """Of which programs' cgroups C is to tell."""
+        if self._unified is None:
+            return lib.RS_CGROUPS_NONE
+        # in a hybrid, a container may have left the unified hierarchy alone
+        return lib.RS_CGROUPS_ALL if self._only_unified else lib.RS_CGROUPS_HOST
+
+    def executed(self, pid: int, cgroup: int) -> None:
+        """A program begins in this cgroup (its id in the unified hierarchy), perhaps of another container."""
+        process = self._processes.get(pid)
         if cgroup not in self._cgroup_ids:
             if len(self._cgroup_ids) >= 65536:
                 del self._cgroup_ids[next(iter(self._cgroup_ids))]
-            self._cgroup_ids[cgroup] = self._container_of_cgroup(process.pid, cgroup)
+            self._cgroup_ids[cgroup] = self._container_of_cgroup(pid, cgroup)
         found = self._cgroup_ids[cgroup]
         current = self._numbers.get(process.container)
-        if found == (current.id if current else None):
-            return
-        if process.container == 0:
-            self._move(process, found)
-        elif self._only_unified:  # in a hybrid, the container may have left this hierarchy alone
-            self.place(process)
+        if found != (current.id if current else None):
+            if process.container == 0:
+                self._move(process, found)
+            else:
+                self.place(process)
+        member = self._members.get(found) if found else None
+        if found is None or member is not None:
+            lib.rs_cgroup_set(self._sensor.engine.handle, cgroup, member.number if member else 0)
 
-    def process_exited(self, process: Process, code: int) -> None:
-        """A process ended with this wait(2) status; perhaps it was a container's first."""
-        member = self._numbers.get(process.container)
-        if member is not None:
-            self.table.process_exited(process.pid, code, member.id)
+    def process_exited(self, pid: int, container: int, code: int | None) -> None:
+        """A container's process ended with this wait(2) status, if known; perhaps its first, or last."""
+        member = self._numbers.get(container)
+        if member is not None and code is not None:
+            self.table.process_exited(pid, code, member.id)
+        if not self._processes.processes_in(container):
+            self._emptied(container)
 
     def _container_of_cgroup(self, pid: int, cgroup: int) -> str | None:
         assert self._unified is not None
@@ -416,9 +414,11 @@ class ContainerFamily:
 
     def _forget(self, container_id: str) -> None:
         member = self._members.get(container_id)
-        if member is not None and member.processes <= 0 and container_id not in self.table:
+        if member is None or container_id in self.table:
+            return
+        if not self._processes.processes_in(member.number):
             del self._members[container_id], self._numbers[member.number]
-            self._processes.containers.pop(member.number, None)
+            lib.rs_cgroups_clear(self._sensor.engine.handle)
             self._free.append(member.number)
 
     # -- events ------------------------------------------------------------------------------------
@@ -462,12 +462,12 @@ class ContainerFamily:
         if full:
             values["docker_config_json"] = container.docker_config_json
             values["oci_config_json"] = container.oci_config_json
-        init = self._processes.by_pid.get(container.host_pid) if container.host_pid else None
+        init = self._processes.find(container.host_pid) if container.host_pid else None
         fields = self._fields
         body = b"".join(
             (
                 fields["container_id"].encode(container.id),
-                init.lineage_field() if init is not None and init.alive else b"",
+                self._processes.lineage_field(init.pid) if init is not None and init.alive else b"",
                 wire.nest(Event, "container", wire.encode(ContainerEvent, **values)),
                 fields["container_name"].encode(container.name),
                 fields["image_id"].encode(container.image_id),
@@ -512,9 +512,10 @@ class ContainerFamily:
             if wanted is None:
                 continue
             members = [self._members.get(one) for one in wanted]
-            running = {member.number: member for member in members if member and member.processes > 0}
-            if len(running) < len(members):
+            there = [one for one in members if one and self._processes.processes_in(one.number)]
+            if len(there) < len(members):
                 continue
+            running = {member.number: member for member in there}
             pids: dict[str, list[int]] = {member.id: [] for member in running.values()}
             for process in self._living():
                 if process.container in running:

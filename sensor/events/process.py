@@ -1,4 +1,4 @@
-"""Processes: forks, execs, exits. Lifecycle records, so each comes to Python, in the order of time.
+"""Processes: forks, execs, exits. C handles their records and makes facts of them, and events of the facts.
 
 What serves them, the same on every kernel since 5.10:
 
@@ -18,27 +18,25 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ringside.api.v0 import Event, ProcessEventFilter, ProcessEventType
 
-from .. import wire
 from .._perf import ffi, lib
 from ..bpf import Attachment, Program
 from ..btf import Btf, read_btf
-from ..engine import clock
+from ..engine import Engine, Route, clock
 from ..errors import RequestError, UnservableError
 from ..exits import ExitConnector
-from ..glob import glob_match
-from ..history import History
+from ..expression import Expression, Op, Predicate, all_of, to_bytes
 from ..perf import KernelEvent, Lane, ProgramEvent
-from ..plan import FetchKind, FetchSpec
-from ..process import Process
+from ..plan import FetchKind, FetchSpec, Table, compile_plan
+from ..program import Test, compile_program, fields_of
 from ..tracefs.format import Format
 from ..tracefs.probe import Probe, create
 from . import Mechanism
-from .process_facts import EXEC, EXIT, FORK, Facts, body_of
+from .process_facts import EXEC, EXIT, FACTS, FORK, TABLES
 from .process_programs import EXECUTED, EXITED, exec_program, exit_program
 from .process_ways import Proof, Reached, Way
 
@@ -47,9 +45,7 @@ if TYPE_CHECKING:
 
 FAMILY = "processes"
 _CLONE_THREAD = 0x00010000
-_CLONE_INTO_CGROUP = 0x200000000  # clone3(2), 5.7
 _STACK = 12 << 10  # bytes: pointers, the gap of up to 8 KiB, and the first strings
-_LONGEST = 2 << 20  # bytes of a command line that is kept
 _MAX_PATTERN = 4096
 _PATIENCE = 20_000_000  # ns that what a program has told may take to be read
 _PENDING = 20_000_000  # ns that an exit waits for its status
@@ -81,35 +77,62 @@ def text_at(raw: Any, offset: int, length: int) -> bytes:
     return text.split(b"\0", 1)[0]
 
 
-@dataclass(eq=False)
-class ProcessWant:
-    """Process events of one type, of which a predicate accepts the event's own fields."""
+def _offset(record: Format, name: str) -> int:
+    return record[name].offset if name in record else 0
 
-    events: ProcessFamily
-    type: ProcessEventType
-    filename: bytes | None = None
-    pattern: bytes | None = None
-    code: int | None = None
-    family: str = field(default=FAMILY)
+
+class Follow(NamedTuple):
+    """What a record says, for C (RS_ON_*): which events it makes, and the fields that say it."""
+
+    what: int
+    kind: ProcessEventType | None
+    fields: tuple[str, ...]
+
+
+class ProcessEvents:
+    """Process events of one type: what C makes of their facts, and who gets it."""
+
+    def __init__(self, engine: Engine, table: Table) -> None:
+        self._engine = engine
+        self.source = engine.open_source(lib.RS_LINEAGE, compile_plan(Event, table, FACTS))
+        self._wants: list[tuple[int, ProcessWant]] = []
+
+    @property
+    def is_wanted(self) -> bool:
+        """True while somebody wants them."""
+        return bool(self._wants)
+
+    def add(self, output: int, *wants: ProcessWant) -> int:
+        """Have what these accept come to the output."""
+        self._wants.extend((output, want) for want in wants)
+        self._route()
+        return 0
+
+    def remove(self, output: int, *wants: ProcessWant) -> None:
+        """No more."""
+        gone = {(output, want) for want in wants}
+        self._wants = [one for one in self._wants if one not in gone]
+        self._route()
+
+    def _route(self) -> None:
+        self._engine.route(self.source, [Route(output, None, want.tests) for output, want in self._wants])
+
+
+@dataclass(frozen=True, eq=False)
+class ProcessWant:
+    """Process events of one type, of which the tests accept the facts."""
+
+    event: ProcessEvents
+    tests: tuple[Test, ...] = ()
+    family: str = FAMILY
 
     def attach(self, output: int) -> int:
         """Have them come to the output."""
-        self.events.listeners[self.type].append((output, self))
-        return 0
+        return self.event.add(output, self)
 
     def detach(self, output: int) -> None:
         """No more."""
-        listeners = self.events.listeners[self.type]
-        if (output, self) in listeners:
-            listeners.remove((output, self))
-
-    def accepts(self, facts: Facts) -> bool:
-        """True if an event of its type that says this is wanted."""
-        return (
-            (self.filename is None or facts[1] == self.filename)
-            and (self.pattern is None or glob_match(self.pattern, facts[1]))
-            and (self.code is None or facts[1] == self.code)
-        )
+        self.event.remove(output, self)
 
 
 class ProcessFamily:
@@ -119,32 +142,22 @@ class ProcessFamily:
         self._sensor = sensor
         self._table = sensor.processes
         self._engine = sensor.engine
-        self.listeners: dict[ProcessEventType, list[tuple[int, ProcessWant]]] = {
-            kind: [] for kind in ProcessEventType if kind
-        }
         self.handlers: dict[int, Callable[[], int]] = {}
-        # looked up by name once, not for each record
-        self._forks, self._execs, self._exits = (self.listeners[kind] for kind in (FORK, EXEC, EXIT))
-        self.history = History(sensor.config.history_size)
+        self.events = {kind: ProcessEvents(self._engine, table) for kind, table in TABLES.items()}
         self.connector: ExitConnector | None = None
         self._exit_probe: Probe | None = None
         self._codes: dict[int, int] = {}
-        self._untold = 0 if sensor.config.include_self else sensor.pid  # whose events nobody gets
         tracefs = sensor.tracefs
         newtask = tracefs.read_format("task", "task_newtask")
         executed = tracefs.read_format("sched", "sched_process_exec")
         exited = tracefs.read_format("sched", "sched_process_exit")
         renamed = tracefs.read_format("task", "task_rename")
         self._newtask = Layout(newtask, "pid", "clone_flags")
-        self._newtask_comm = newtask["comm"].offset
-        self._filename = Layout(executed, "filename")
         self._group_dead = "group_dead" in exited
-        self._exited = Layout(exited, "group_dead") if self._group_dead else None
-        self._renamed = Layout(renamed, "pid") if "pid" in renamed else None  # else it is the caller itself
-        self._renamed_comm = renamed["newcomm"].offset
         self._records = {"newtask": newtask, "exec": executed, "exit": exited, "rename": renamed}
-        self._told_exec = Layout(EXECUTED, "address", "length", "filename", "arguments")
+        self._told_exec = Layout(EXECUTED, "length", "arguments")
         self._told_exit = Layout(EXITED, "code")
+        self._followed: list[tuple[int, Format, Follow]] = []
         self._btf: Btf | None = None
         self._opened: list[KernelEvent] = []
 
@@ -152,13 +165,22 @@ class ProcessFamily:
 
     def open(self) -> None:
         """Begin to follow processes."""
-        config = self._sensor.config
+        config, family = self._sensor.config, self._sensor.container_family
+        self._engine.set_life(
+            boot=self._table.boot,
+            proc=config.proc,
+            history=config.history_size,
+            threads_counted=not self._group_dead,
+            cgroups_told=family.cgroups_told,
+            untold=0 if config.include_self else self._sensor.pid,
+        )
         self.follow(
             self._records["newtask"],
-            self._on_newtask,
+            self._on_placed,
             f"!(clone_flags & {_CLONE_THREAD})" if self._group_dead else None,
+            how=Follow(lib.RS_ON_FORK, FORK, ("pid", "clone_flags", "comm")),
         )
-        self.follow(self._records["rename"], self._on_rename)
+        self.follow(self._records["rename"], how=Follow(lib.RS_ON_RENAME, None, ("pid", "newcomm")))
         self._exec = Reached(
             (
                 Way("program", "bpf program at the exec", self._load_exec),
@@ -179,33 +201,48 @@ class ProcessFamily:
             config.mechanism,
         )
         if self._exit.name != "program":
-            self.follow(self._records["exit"], self._on_exit, "group_dead == 1" if self._group_dead else None)
+            self.follow(
+                self._records["exit"],
+                self._on_exit,
+                "group_dead == 1" if self._group_dead else None,
+                how=Follow(lib.RS_ON_EXIT, EXIT, ("group_dead",)),
+            )
+        for source, record, how in self._followed:  # not before: nobody was known while the ways were tried
+            facts = 0 if how.kind is None else self.events[how.kind].source
+            self._engine.follow(source, how.what, facts, [_offset(record, name) for name in how.fields])
 
     # -- ways to the command line and the exit status -----------------------------------------------
 
     def _load_exec(self) -> None:
         def is_it(raw: Any, proof: Proof) -> bool:
-            return self._read_exec(raw)[1].split(b"\0")[:-1] == proof.arguments
+            length, word = self._told_exec.read(raw)
+            text: bytes = raw[word & 0xFFFF : (word & 0xFFFF) + length]
+            return text.split(b"\0")[:-1] == proof.arguments
 
-        self._follow_program("exec", exec_program, self._on_exec_told, is_it, caller=True)
+        how = Follow(lib.RS_ON_EXEC_TOLD, EXEC, ("filename", "address", "length", "arguments"))
+        self._follow_program("exec", exec_program, EXECUTED, how, is_it, caller=True)
 
     def _load_exit(self) -> None:
         def is_it(raw: Any, proof: Proof) -> bool:
             code: int = self._told_exit.read(raw)[0]
             return code == proof.status
 
-        self._follow_program("exit", exit_program, self._on_exit_told, is_it)
+        how = Follow(lib.RS_ON_EXIT_TOLD, EXIT, ("code",))
+        self._follow_program("exit", exit_program, EXITED, how, is_it, handler=self._on_exit_told)
 
     def _sample_stack(self) -> None:
-        self.follow(self._records["exec"], self._on_exec, None, FetchSpec(FetchKind.ARGUMENTS))
+        fetch = FetchSpec(FetchKind.ARGUMENTS)
+        self.follow(self._records["exec"], fetch=fetch, how=Follow(lib.RS_ON_EXEC, EXEC, ("filename",)))
 
     def _follow_program(
         self,
         name: str,
         make: Callable[[Btf, Format], Program],
-        handler: Callable[[], int],
+        told: Format,
+        how: Follow,
         is_it: Callable[[Any, Proof], bool],
         *,
+        handler: Callable[[], int] | None = None,
         caller: bool = False,
     ) -> None:
         """Have what a bpf program at a tracepoint tells handled, once it has told of a program of ours."""
@@ -223,7 +260,20 @@ class ProcessFamily:
         except BaseException:
             event.close()
             raise
-        self.handlers[source] = handler
+        self._take_up(source, told, event, handler, how)
+
+    def _take_up(
+        self,
+        source: int,
+        record: Format,
+        event: KernelEvent,
+        handler: Callable[[], int] | None,
+        how: Follow | None,
+    ) -> None:
+        if handler is not None:
+            self.handlers[source] = handler
+        if how is not None:
+            self._followed.append((source, record, how))
         self._opened.append(event)
 
     def _prove(self, event: ProgramEvent, is_it: Callable[[Any, Proof], bool]) -> None:
@@ -263,11 +313,13 @@ class ProcessFamily:
     def follow(
         self,
         record: Format,
-        handler: Callable[[], int],
+        handler: Callable[[], int] | None = None,
         filter_text: str | None = None,
+        *,
         fetch: FetchSpec | None = None,
+        how: Follow | None = None,
     ) -> KernelEvent:
-        """Have a lifecycle event's records handled."""
+        """Have a lifecycle event's records handled: by C, if it is said how, and else by the handler."""
         source = self._engine.open_source(lib.RS_LIFECYCLE | (lib.RS_FETCHED if fetch else 0))
         event = KernelEvent(
             self._sensor.rings,
@@ -284,9 +336,8 @@ class ProcessFamily:
         except UnservableError:
             if filter_text is None:
                 raise
-            event.open(None)  # the handlers check for themselves
-        self.handlers[source] = handler
-        self._opened.append(event)
+            event.open(None)  # who handles them looks for himself
+        self._take_up(source, record, event, handler, how)
         return event
 
     def close(self) -> None:
@@ -325,7 +376,7 @@ class ProcessFamily:
 
     def wants(self, request: ProcessEventFilter, path: str) -> list[ProcessWant]:
         """What a filter asks for. RequestError if it makes no sense."""
-        if request.type not in self.listeners:
+        if request.type not in self.events:
             raise RequestError(
                 f"{path}.type",
                 "must be PROCESS_EVENT_TYPE_FORK, PROCESS_EVENT_TYPE_EXEC or PROCESS_EVENT_TYPE_EXIT",
@@ -337,180 +388,63 @@ class ProcessFamily:
         ):
             if getattr(request, name) is not None and request.type != kind:
                 raise RequestError(f"{path}.{name}", f"goes with PROCESS_EVENT_TYPE_{kind.name} only")
-        want = ProcessWant(self, request.type)
+        accepted: list[Expression] = []
         if request.exec_filename is not None:
-            want.filename = request.exec_filename.encode("utf-8", "surrogateescape")
-            if len(want.filename) > _PATH_MAX:
+            if len(to_bytes(request.exec_filename)) > _PATH_MAX:
                 raise RequestError(f"{path}.exec_filename", f"longer than {_PATH_MAX} bytes, no path can be")
+            accepted.append(Predicate(Op.EQ, "filename", request.exec_filename))
         if request.exec_filename_pattern is not None:
-            want.pattern = request.exec_filename_pattern.encode("utf-8", "surrogateescape")
-            if len(want.pattern) > _MAX_PATTERN:
+            if len(to_bytes(request.exec_filename_pattern)) > _MAX_PATTERN:
                 raise RequestError(f"{path}.exec_filename_pattern", f"longer than {_MAX_PATTERN} bytes")
-        want.code = request.exit_code
-        if want.code is not None and not self._exit.mechanism:
-            raise UnservableError(FAMILY, "the exit status is not known here", self._exit.note)
-        return [want]
+            accepted.append(Predicate(Op.MATCH, "filename", request.exec_filename_pattern))
+        if request.exit_code is not None:
+            if not self._exit.mechanism:
+                raise UnservableError(FAMILY, "the exit status is not known here", self._exit.note)
+            accepted += [Predicate(Op.EQ, "known", 1), Predicate(Op.EQ, "code", request.exit_code)]
+        tests = compile_program(all_of(accepted), fields_of(FACTS))
+        return [ProcessWant(self.events[request.type], tests)]
 
-    # -- records -----------------------------------------------------------------------------------
+    # -- records that C leaves to Python -----------------------------------------------------------
 
-    def _on_newtask(self) -> int:
+    def _on_placed(self) -> int:
+        """A process was made in a cgroup that its parent is not in."""
         stop = self._engine.stop
-        raw = ffi.buffer(stop.raw, stop.raw_length)
-        pid, flags = self._newtask.read(raw)
-        parent = self._table.get(stop.pid) if stop.pid > 0 else None
-        if flags & _CLONE_THREAD:
-            if parent is not None and not self._group_dead and stop.time > parent.counted_at:
-                parent.threads += 1
-            return RESULT
-        if (
-            parent is None or pid <= 0
-        ):  # the idle task forks init; a CPU that comes up gets an idle task, pid 0
-            return RESULT
-        child = self._table.forked(stop.time, parent, pid, text_at(raw, self._newtask_comm, 16))
-        if flags & _CLONE_INTO_CGROUP:
+        child = self._table.find(self._newtask.read(ffi.buffer(stop.raw, stop.raw_length))[0])
+        if child is not None:
             self._sensor.container_family.place(child)
-        self._tell(self._forks, parent, (FORK, pid, child.id))
         return RESULT
-
-    def _on_exec(self) -> int:
-        stop = self._engine.stop
-        raw = ffi.buffer(stop.raw, stop.raw_length)
-        word = self._filename.read(raw)[0] & 0xFFFFFFFF
-        filename = text_at(raw, word & 0xFFFF, word >> 16)
-        self._executed(filename, self._sampled_arguments())
-        return RESULT
-
-    def _on_exec_told(self) -> int:
-        stop = self._engine.stop
-        self._executed(*self._read_exec(ffi.buffer(stop.raw, stop.raw_length)))
-        return RESULT
-
-    def _read_exec(self, raw: Any) -> tuple[bytes, bytes]:
-        """File name and command line that the bpf program has told."""
-        address, length, name, line = self._told_exec.read(raw)
-        at = name & 0xFFFF
-        filename: bytes = raw[at : at + (name >> 16) - 1]
-        at = line & 0xFFFF
-        text: bytes = raw[at : at + (line >> 16)]
-        if len(text) < length:  # longer than a record can be, or not present just then
-            text = self._read_on(address, length, text)
-        return filename, text
-
-    def _executed(self, filename: bytes, arguments: bytes) -> None:
-        stop = self._engine.stop
-        process = self._table.get(stop.pid)
-        foreign = stop.abi == 1
-        if foreign != process.foreign:
-            process.foreign = foreign
-            self._table.publish(process)
-        if not self._group_dead and stop.time > process.counted_at:
-            process.threads = 1
-        self._sensor.container_family.executed(process, stop.cgroup)
-        text = len(filename) + len(arguments)
-        self._tell(self._execs, process, (EXEC, filename, arguments), text)
-
-    def _sampled_arguments(self) -> bytes:
-        """The command line of the program whose exec is at hand; empty if it could not be had."""
-        stop = self._engine.stop
-        text = bytes(ffi.buffer(stop.memory, stop.memory_length)) if stop.memory_length else b""
-        if not stop.complete and stop.argc:  # longer than a record can be
-            text = self._read_on(stop.address, _LONGEST, text)
-        found = text.split(b"\0", stop.argc)
-        return b"".join([one + b"\0" for one in found[: stop.argc]]) if len(found) > stop.argc else text
-
-    def _read_on(self, address: int, length: int, known: bytes) -> bytes:
-        """A command line from the memory of its process, if that still runs; else what is known of it."""
-        length = min(length, _LONGEST)
-        buffer = bytearray(length)
-        read = lib.rs_read_memory(self._engine.stop.pid, address, ffi.from_buffer(buffer), length)
-        return bytes(buffer[:read]) if read > len(known) else known
 
     def _on_exit(self) -> int:
+        """The last thread of a process is gone: how did it end?"""
         stop = self._engine.stop
-        if self._exited is not None and not self._exited.read(ffi.buffer(stop.raw, stop.raw_length))[0]:
-            return RESULT  # a thread; the kernel's filter leaves these out, if it could be set
-        process = self._last_thread()
-        if process is None:
-            return RESULT
         code = self._codes.pop(stop.tid, None)
-        wanted = self._exits or process.container
+        wanted = self.events[EXIT].is_wanted or stop.container
         if code is None and self.connector is not None and wanted:
             code = self.connector.take(stop.tid, stop.time)
             if code is None:
                 self.connector.read()
                 code = self.connector.take(stop.tid, stop.time)
             if code is None and not self._sensor.waited_for(stop.time + _PENDING):
-                if not self._group_dead:
-                    process.threads += 1  # this record comes again
                 return WAIT
-        self._exit_of(process, code)
-        return RESULT
+        stop.code = -1 if code is None else code
+        lib.rs_process_exit(self._engine.handle, stop, stop.code)
+        return self._on_exit_told()
 
     def _on_exit_told(self) -> int:
+        """A container has a process less."""
         stop = self._engine.stop
-        process = self._last_thread()
-        if process is not None:
-            self._exit_of(process, self._told_exit.read(ffi.buffer(stop.raw, stop.raw_length))[0])
+        if stop.container:
+            self._sensor.container_family.process_exited(
+                stop.pid, stop.container, None if stop.code < 0 else stop.code
+            )
         return RESULT
-
-    def _last_thread(self) -> Process | None:
-        """The process that is gone with the thread at hand; None if others of it are left."""
-        stop = self._engine.stop
-        process = self._table.get(stop.pid)
-        if not self._group_dead:
-            if not process.alive or stop.time <= process.counted_at:
-                return None
-            process.threads -= 1
-            if process.threads > 0:
-                return None
-        return process
-
-    def _exit_of(self, process: Process, code: int | None) -> None:
-        if code is not None and process.container:
-            self._sensor.container_family.process_exited(process, code)
-        self._tell(self._exits, process, (EXIT, code, None))
-        self._table.exited(self._engine.stop.time, process)
-
-    def _on_rename(self) -> int:
-        stop = self._engine.stop
-        raw = ffi.buffer(stop.raw, stop.raw_length)
-        tid = self._renamed.read(raw)[0] if self._renamed is not None else stop.tid
-        process = self._table.by_pid.get(tid)
-        if process is not None and process.alive:
-            self._table.renamed(process, text_at(raw, self._renamed_comm, 16))
-        return RESULT
-
-    def _tell(
-        self, listeners: list[tuple[int, ProcessWant]], process: Process, facts: Facts, text: int = 0
-    ) -> None:
-        """An event of this process, to whom it may interest, now or later."""
-        stop = self._engine.stop
-        when, cpu, tid = stop.time, stop.cpu, stop.tid
-        if process.pid != self._untold:
-            self.history.add((when, cpu, tid, process, facts), text)
-        outputs = [output for output, want in listeners if want.accepts(facts)] if listeners else None
-        if outputs:
-            body = process.lineage_field() + body_of(facts)
-            self._engine.emit(outputs, when, body, cpu, process.pid, tid)
 
     def replay(self, output: int, since: int) -> None:
         """Tell an output what happened since then (CLOCK_MONOTONIC_RAW ns), as far as it is remembered."""
-        wants = [
-            want for listeners in self.listeners.values() for number, want in listeners if number == output
-        ]
-        fields = wire.fields(Event)
-        for when, cpu, tid, process, facts in self.history.since_time(since):
-            if any(want.type == facts[0] and want.accepts(facts) for want in wants):
-                before, behind = self._table.containers.get(process.container, (b"", b""))
-                body = b"".join(
-                    (
-                        self._table.head_of(process),
-                        before,
-                        process.lineage_field(),
-                        body_of(facts),
-                        behind,
-                        fields["process_tid"].encode(tid),
-                        fields["cpu"].encode(cpu),
-                    )
-                )
-                self._engine.emit([output], when, body, container=process.container)
+        lib.rs_replay(self._engine.handle, output, max(0, since))
+
+    @property
+    def remembered_since(self) -> int:
+        """Nothing older than this is remembered (CLOCK_MONOTONIC_RAW ns)."""
+        when: int = lib.rs_history_since(self._engine.handle)
+        return when

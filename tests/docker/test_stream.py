@@ -365,11 +365,11 @@ async def test_a_process_moved_between_cgroups(dockerd: Dockerd, tmp_path: Path)
             try:
                 for place in places:
                     (place / "cgroup.procs").write_text(str(process.pid))
-                table = sensor.processes
+                members = sensor.container_family._numbers
 
                 def container_of() -> str:
-                    head, _ = table.containers.get(table.get(process.pid).container, (b"", b""))
-                    return one if one.encode() in head else ""
+                    member = members.get(sensor.processes.get(process.pid).container)
+                    return member.id if member else ""
 
                 await until(lambda: container_of() == one)
                 for place in places:

@@ -215,8 +215,8 @@ async def test_a_process_has_one_id_however_it_became_known() -> None:
             assert forked.process is not None
             async with Sensor(Config(engine="none")) as second:
                 pid = forked.process.fork_child_pid
-                assert second.processes.get(pid).id == forked.process.fork_child_id
-                assert first.processes.get(child.pid).id == second.processes.get(child.pid).id
+                assert forked.process.fork_child_id.endswith(f"-{pid:x}-{second.processes.get(pid).start:x}")
+                assert first.processes.get(child.pid).start == second.processes.get(child.pid).start
                 os.kill(pid, signal.SIGKILL)
     for process in (child, grown):
         if process.returncode is None:

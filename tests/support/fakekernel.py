@@ -28,7 +28,6 @@ from ringside.sensor.config import Config
 from ringside.sensor.engine import clock
 from ringside.sensor.errors import RingsideError, UnservableError
 from ringside.sensor.events import process as process_events
-from ringside.sensor.process import TICKS_PER_SECOND
 from ringside.sensor.sensor import Sensor
 from ringside.sensor.subscription import Subscriber
 from ringside.sensor.tracefs.format import Format, parse_format
@@ -301,7 +300,7 @@ class FakeKernel:
     def start_of(self, when: int) -> int:
         """The start time, in clock ticks since boot, of a process that was forked then."""
         offset = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - clock()
-        return (when + offset) * TICKS_PER_SECOND // 10**9
+        return (when + offset) * int(os.sysconf("SC_CLK_TCK")) // 10**9
 
     # -- the sensor on it
 

@@ -13,13 +13,13 @@ from typing import Any
 import betterproto2
 from ringside.api.descriptors import message_class
 from ringside.api.v0 import Event
-from ringside.sensor import wire
 from ringside.sensor._perf import ffi, lib
 from ringside.sensor.engine import Batch, Engine, clock
 from ringside.sensor.plan import Plan, compile_plan
 from ringside.sensor.tracefs.format import Format, Kind, parse_format
 
 KERNELS = Path(__file__).parent.parent / "data" / "kernels"
+BOOT = "b00t"
 HERE, OLDEST, NEWEST = "6.18-no-kprobes", "5.10.0-32-amd64", "7.3.4+deb13-amd64"
 
 PAGE = 4096
@@ -28,7 +28,16 @@ SAMPLE, LOST, EXIT = 9, 2, 4  # PERF_RECORD_*
 
 REASONS = {
     getattr(lib, name): name.removeprefix("RS_")
-    for name in ("RS_DONE", "RS_RECORD", "RS_FULL", "RS_LOST", "RS_UNKNOWN", "RS_CORRUPT", "RS_YIELD")
+    for name in [
+        "RS_DONE",
+        "RS_RECORD",
+        "RS_FULL",
+        "RS_LOST",
+        "RS_UNKNOWN",
+        "RS_CORRUPT",
+        "RS_YIELD",
+        "RS_CGROUP",
+    ]
 }
 
 Response = message_class("capsule8.api.v0.GetEventsResponse")
@@ -156,14 +165,13 @@ def decode(data: bytes) -> Any:
     """A GetEventsResponse that must be canonical: encoding it again gives the same bytes."""
     response = Response.FromString(data)
     again = response.SerializeToString(deterministic=True)
-    assert again == data, f"not canonical:\n{data.hex()}\n{again.hex()}"
+    assert again == data, f"not canonical:\n{data[:500].hex()}\n{again[:500].hex()}"
     return response
 
 
-def process_head(pid: int, id: str = "") -> bytes:
-    """What a process's events begin with."""
-    fields = wire.fields(Event)
-    return fields["process_id"].encode(id or f"p-{pid}") + fields["process_pid"].encode(pid)
+def process_id(pid: int, start: int) -> str:
+    """What a process of a Rig's is called."""
+    return f"{BOOT}-{pid:x}-{start:x}"
 
 
 @dataclass(frozen=True)
@@ -196,6 +204,7 @@ class Rig:
 
     def __post_init__(self) -> None:
         self.engine = Engine(self.sensor_id, self.self_pid, self.first_sequence)
+        self.engine.set_life(boot=BOOT, history=1 << 20)
 
     def close(self) -> None:
         self.engine.close()
@@ -239,7 +248,7 @@ class Rig:
                 self.take(stop.index)
             elif stop.why == "UNKNOWN":
                 assert self.knows_everybody, f"who is {stop.pid}?"
-                self.engine.set_process(stop.pid, process_head(stop.pid))
+                self.engine.set_process(stop.pid)
         else:
             raise AssertionError("the drain does not end")
         return stops

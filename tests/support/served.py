@@ -45,7 +45,7 @@ class Served:
             "numbers": engine._outputs - len(engine._free_outputs),
             "events": sorted(one.name for one in sensor.rings.open_events),
             "perf events": self._perf_events(),
-            "listeners": [*map(len, processes.listeners.values()), len(containers.listeners)],
+            "listeners": [*(len(one._wants) for one in processes.events.values()), len(containers.listeners)],
             "container filters": len(containers._filters),
             "probes": len(sensor.probes._made),
             "tasks": sorted(task.get_name() for task in sensor._tasks),
