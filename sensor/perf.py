@@ -425,11 +425,22 @@ def _close_all(descriptors: Iterable[int]) -> None:
         os.close(fd)
 
 
+def _capability() -> str:
+    """What perf_event_open(2) takes here; level 3 is distributions' own."""
+    try:
+        paranoid = int(Path("/proc/sys/kernel/perf_event_paranoid").read_text())
+    except (OSError, ValueError):
+        paranoid = 0
+    if paranoid > 2:
+        return f"CAP_SYS_ADMIN, as kernel.perf_event_paranoid is {paranoid}; at 2 it is CAP_PERFMON"
+    return "CAP_PERFMON (CAP_SYS_ADMIN before 5.8)"
+
+
 def _refused(what: str, number: int) -> Exception:
     if number in (errno.EACCES, errno.EPERM):
         return SetupError(
             f"perf_event_open for {what} is not permitted",
-            "run as root, or with CAP_PERFMON (CAP_SYS_ADMIN before 5.8), and let seccomp allow it",
+            f"run as root, or with {_capability()}, and let seccomp allow it",
         )
     if number == errno.ENOSYS:
         return SetupError("this kernel has no perf events", "it needs CONFIG_PERF_EVENTS")
@@ -438,6 +449,10 @@ def _refused(what: str, number: int) -> Exception:
             "too few file descriptors for perf events", "raise the limit, as with ulimit -n 65536"
         )
     return KernelError(f"perf_event_open for {what}", number)
+
+
+class NoRoomError(SetupError):
+    """The kernel lets no ring of this size be locked in memory (perf_event_mlock_kb, RLIMIT_MEMLOCK)."""
 
 
 class Rings:
@@ -499,13 +514,18 @@ class Rings:
         """One more event needs this lane; open its rings if it is the first."""
         # those that the drain has yet to empty are still there
         missing = [cpu for cpu in self.cpus if (cpu, lane) not in self._rings]
-        try:
-            for cpu in missing:
-                self._open(cpu, lane)
-        except BaseException:
-            for cpu in missing:
-                self._close(cpu, lane)
-            raise
+        while True:
+            try:
+                for cpu in missing:
+                    self._open(cpu, lane)
+                break
+            except BaseException as error:
+                for cpu in missing:
+                    self._close(cpu, lane)
+                if not isinstance(error, NoRoomError) or self._sizes[lane] <= _SMALLEST:
+                    raise
+                self._sizes[lane] //= 2
+                log.warning("%s; trying half of it: %s", error.missing, error.hint)
         self._users[lane] += 1
 
     def release(self, lane: Lane) -> None:
@@ -630,8 +650,8 @@ class Rings:
         if ring < 0:
             os.close(fd)
             if -ring in (errno.EPERM, errno.ENOMEM):
-                raise SetupError(
-                    f"no memory for a ring of {self._sizes[lane] >> 10} KiB on CPU {cpu}",
+                raise NoRoomError(
+                    f"no memory may be locked for a ring of {self._sizes[lane] >> 10} KiB on CPU {cpu}",
                     "give CAP_IPC_LOCK, raise RLIMIT_MEMLOCK or perf_event_mlock_kb, or use smaller rings",
                 )
             raise KernelError(f"mmap of CPU {cpu}'s ring", -ring)
