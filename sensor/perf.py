@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _PAGE = os.sysconf("SC_PAGESIZE")
+_LOCKED = "give CAP_IPC_LOCK, raise RLIMIT_MEMLOCK or perf_event_mlock_kb"
 _SMALLEST = 256 << 10  # bytes of a ring, however many CPUs there are
 _CLOSERS = 8  # threads that wait, and do so for the same thing: that CPUs leave what was closed
 # ns: a call is on its way no longer than that, though its CPU may be a virtual one that stands still at times
@@ -514,6 +515,7 @@ class Rings:
         """One more event needs this lane; open its rings if it is the first."""
         # those that the drain has yet to empty are still there
         missing = [cpu for cpu in self.cpus if (cpu, lane) not in self._rings]
+        size = self._sizes[lane]
         while True:
             try:
                 for cpu in missing:
@@ -525,7 +527,11 @@ class Rings:
                 if not isinstance(error, NoRoomError) or self._sizes[lane] <= _SMALLEST:
                     raise
                 self._sizes[lane] //= 2
-                log.warning("%s; trying half of it: %s", error.missing, error.hint)
+        if self._sizes[lane] < size:
+            log.warning(
+                "%s rings of %d KiB instead of %d, since no more memory may be locked: %s",
+                *(lane.value, self._sizes[lane] >> 10, size >> 10, _LOCKED),
+            )
         self._users[lane] += 1
 
     def release(self, lane: Lane) -> None:
@@ -652,7 +658,7 @@ class Rings:
             if -ring in (errno.EPERM, errno.ENOMEM):
                 raise NoRoomError(
                     f"no memory may be locked for a ring of {self._sizes[lane] >> 10} KiB on CPU {cpu}",
-                    "give CAP_IPC_LOCK, raise RLIMIT_MEMLOCK or perf_event_mlock_kb, or use smaller rings",
+                    f"{_LOCKED}, or use smaller rings",
                 )
             raise KernelError(f"mmap of CPU {cpu}'s ring", -ring)
         self._rings[cpu, lane] = _CpuRing(fd, ring)
