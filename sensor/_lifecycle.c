@@ -50,9 +50,9 @@ static void remember(rs_engine *e, uint32_t source, struct process *p, const str
     const struct container *c = container_of(e, p->container);
     struct past past = {.source = source, .raw = (uint32_t)rec->raw_length, .side = (uint32_t)rec->side_length,
                         .head = p->head, .lineage = (uint32_t)line.length, .container = p->container,
-                        .before = c->head, .behind = c->tail, .cpu = rec->cpu, .pid = rec->pid, .tid = rec->tid,
+                        .before = p->container ? c->head : 0, .behind = c->tail, .cpu = rec->cpu, .pid = rec->pid, .tid = rec->tid,
                         .time = rec->time, .generation = c->generation};
-    size_t total = (sizeof past + rec->raw_length + rec->side_length + p->head + line.length + c->head + c->tail + 7) &
+    size_t total = (sizeof past + rec->raw_length + rec->side_length + p->head + line.length + past.before + past.behind + 7) &
                    ~(size_t)7;
     past.total = (uint32_t)total;
     if (total > e->past_room) {
@@ -74,7 +74,7 @@ static void remember(rs_engine *e, uint32_t source, struct process *p, const str
     uint8_t *out = put(e->past + e->past_end, (const uint8_t *)&past, sizeof past);
     out = put(put(out, rec->raw, rec->raw_length), rec->side, rec->side_length);
     out = put(put(out, p->bytes, p->head), line.at, line.length);
-    put(out, c->bytes, c->head + c->tail);
+    put(out, c->bytes, past.before + past.behind);
     e->past_end += total;
     e->past_count++;
 }

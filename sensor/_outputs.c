@@ -112,6 +112,7 @@ static inline bool wants(const struct output *o, uint64_t time, bool self, uint3
 }
 
 /* Encode one event, once, and append it to each of the outputs; 0 if memory is short. */
+WIDE
 static uint64_t deliver(rs_engine *e, const uint32_t *outputs, size_t n_outputs, uint64_t time, int cpu, int32_t tid,
                         struct process *p, const struct container *c, bool with_lineage, const uint8_t *body,
                         size_t length)
@@ -120,7 +121,7 @@ static uint64_t deliver(rs_engine *e, const uint32_t *outputs, size_t n_outputs,
     if (!p)
         p = &nobody;
     struct text line = with_lineage && p != &nobody ? lineage_of(e, p) : (struct text){NULL, 0};
-    size_t event = e->id_length + p->head + c->head + e->sensor_length + varint_length(e->sequence) + e->tags.time.length +
+    size_t event = e->id_length + p->head + c->head + varint_length(e->sequence) + e->tags.time.length +
                    varint_length(time) + line.length + length + c->tail;
     if (tid > 0)
         event += e->tags.tid.length + varint_length((uint64_t)tid);
@@ -154,7 +155,6 @@ static uint64_t deliver(rs_engine *e, const uint32_t *outputs, size_t n_outputs,
             out = put_fast(out, e->id, e->id_length);
             out = put_fast(out, p->bytes, p->head);
             out = put_fast(out, c->bytes, c->head);
-            out = put_fast(out, e->sensor, e->sensor_length);
             out = put_varint(out, e->sequence);
             out = put_varint(put_tag(out, &e->tags.time), time);
             out = put(out, line.at, line.length);

@@ -81,7 +81,8 @@ struct process {
     uint8_t comm_length, comm[RS_COMM];
 };
 
-struct container { /* what all its processes' events say of it, before and behind their own */
+/* What all its processes' events say of it, before and behind their own; the sensor's field is behind the first. */
+struct container {
     uint32_t flags, head, tail, processes;
     uint64_t generation; /* differs for each container that has its number */
     uint8_t bytes[];
@@ -172,6 +173,7 @@ struct rs_engine {
     uint8_t sensor[SENSOR_ROOM + SLACK];     /* the sensor_id field and the tag of the sequence number */
     uint8_t publish[PUBLISH_ROOM + SLACK];   /* the publish time field and the tag of the event */
     size_t id_length, digits, sensor_length, publish_length;
+    struct container *host; /* of processes that are in none */
     struct map events, processes;
     uint64_t generations; /* of perf events, and of containers */
     /* processes */
@@ -221,6 +223,18 @@ struct rs_engine {
     rs_counters counters;
 };
 
+static struct container *container_new(const rs_engine *e, uint32_t flags, const uint8_t *head, size_t head_length,
+                                       const uint8_t *tail, size_t tail_length)
+{
+    size_t before = head_length + e->sensor_length;
+    struct container *c = malloc(sizeof *c + before + tail_length + SLACK);
+    if (!c)
+        return NULL;
+    *c = (struct container){.flags = flags, .head = (uint32_t)before, .tail = (uint32_t)tail_length};
+    put(put(put(c->bytes, head, head_length), e->sensor, e->sensor_length), tail, tail_length);
+    return c;
+}
+
 rs_engine *rs_new(int32_t self_pid, const rs_tags *tags, uint64_t first_sequence, const uint8_t *id_prefix,
                   size_t id_length, const uint8_t *sensor_field, size_t sensor_length)
 {
@@ -230,12 +244,6 @@ rs_engine *rs_new(int32_t self_pid, const rs_tags *tags, uint64_t first_sequence
     rs_engine *e = calloc(1, sizeof *e);
     if (!e)
         return NULL;
-    e->body_room = BODY_ROOM;
-    e->body = malloc(e->body_room + SLACK);
-    if (!e->body) {
-        free(e);
-        return NULL;
-    }
     e->stepping = -1;
     e->changes = 1; /* no line was made then */
     e->tick = 1000000000u / (uint64_t)sysconf(_SC_CLK_TCK);
@@ -251,6 +259,13 @@ rs_engine *rs_new(int32_t self_pid, const rs_tags *tags, uint64_t first_sequence
     out = put(e->sensor, sensor_field, sensor_length);
     e->sensor_length = (size_t)(put(out, tags->sequence.bytes, tags->sequence.length) - e->sensor);
     rs_publish_field(e, NULL, 0);
+    e->body_room = BODY_ROOM;
+    e->body = malloc(e->body_room + SLACK);
+    e->host = container_new(e, 0, NULL, 0, NULL, 0);
+    if (!e->body || !e->host) {
+        rs_free(e);
+        return NULL;
+    }
     return e;
 }
 
@@ -281,6 +296,7 @@ void rs_free(rs_engine *e)
     for (size_t i = 0; i < e->n_containers; i++)
         free(e->containers[i]);
     free(e->containers);
+    free(e->host);
     free(e->sources);
     free(e->outputs);
     free(e->rings);
@@ -335,14 +351,13 @@ int rs_container_set(rs_engine *e, uint32_t container, uint32_t flags, const uin
         return -EINVAL;
     if (!grow((void **)&e->containers, &e->n_containers, container + 1, sizeof *e->containers))
         return -ENOMEM;
-    struct container *c = malloc(sizeof *c + head_length + tail_length + SLACK);
+    struct container *c = container_new(e, flags, head, head_length, tail, tail_length);
     if (!c)
         return -ENOMEM;
     const struct container *before = e->containers[container];
-    bool same = before && before->head == head_length && !memcmp(before->bytes, head, head_length);
-    *c = (struct container){flags, (uint32_t)head_length, (uint32_t)tail_length, before ? before->processes : 0,
-                            same ? before->generation : ++e->generations};
-    put(put(c->bytes, head, head_length), tail, tail_length);
+    bool same = before && before->head == c->head && !memcmp(before->bytes, c->bytes, c->head);
+    c->processes = before ? before->processes : 0;
+    c->generation = same ? before->generation : ++e->generations;
     free(e->containers[container]);
     e->containers[container] = c;
     return 0;
@@ -350,11 +365,7 @@ int rs_container_set(rs_engine *e, uint32_t container, uint32_t flags, const uin
 
 static inline const struct container *container_of(const rs_engine *e, uint32_t number)
 {
-    static const union {
-        struct container container;
-        uint8_t bytes[sizeof(struct container) + SLACK];
-    } host;
-    return number && number < e->n_containers && e->containers[number] ? e->containers[number] : &host.container;
+    return number && number < e->n_containers && e->containers[number] ? e->containers[number] : e->host;
 }
 
 static inline struct process *process_of(rs_engine *e, int32_t pid)

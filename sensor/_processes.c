@@ -109,8 +109,8 @@ static void processes_free(rs_engine *e)
 {
     processes_forget(e, UINT64_MAX);
     for (size_t i = 0; i < e->processes.room; i++)
-        if (e->processes.keys[i])
-            process_unref(e->processes.values[i]);
+        if (e->processes.slots[i].key)
+            process_unref(e->processes.slots[i].value);
     map_free(&e->processes, false);
     map_free(&e->cgroups, false);
     free(e->chain);
@@ -332,8 +332,8 @@ size_t rs_process_pids(const rs_engine *e, int32_t *out, size_t room)
 {
     size_t n = 0;
     for (size_t i = 0; i < e->processes.room && n < room; i++)
-        if (e->processes.keys[i])
-            out[n++] = (int32_t)(e->processes.keys[i] - 1);
+        if (e->processes.slots[i].key)
+            out[n++] = (int32_t)(e->processes.slots[i].key - 1);
     return e->processes.used;
 }
 

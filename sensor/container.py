@@ -217,14 +217,23 @@ class ContainerTable:
     EXITS: Final = 32
 
     def __init__(
-        self, *, born_ns: int | None = None, limit: int = 65536, remembered_destroyed: int = 4096
+        self,
+        *,
+        born_ns: int | None = None,
+        limit: int = 65536,
+        remembered_destroyed: int = 4096,
+        catch_up: Callable[[], None] = lambda: None,
     ) -> None:
-        """`born_ns`: what was created earlier is history and makes no events."""
+        """`born_ns`: what was created earlier is history and makes no events.
+
+        `catch_up` has the kernel lane tell what has happened up to now.
+        """
         self.born_ns = time.time_ns() if born_ns is None else born_ns
         self.counts = ContainerCounts()
         self.on_transition: list[Callable[[Transition], None]] = []
         self.on_change: list[Callable[[Container], None]] = []
         self.on_settled: list[Callable[[Container], None]] = []
+        self._catch_up = catch_up
         self._limit = limit
         self._remembered = remembered_destroyed
         self._records: dict[str, _Record] = {}
@@ -525,6 +534,8 @@ class ContainerTable:
             self.counts.stale += 1
             return
         record = self._record(container_id)
+        if kind in (RUNNING, EXITED) and not (facts.host_pid or record.container.host_pid):
+            self._catch_up()  # perhaps it is over, so that nobody but the kernel lane can tell its pid
         record.driver = source
         record.asked.clear()
         self._merge(record, replace(facts, host_pid=0))  # a pid belongs to one run, _advance decides
@@ -574,9 +585,11 @@ class ContainerTable:
     ) -> None:
         if kind is RUNNING:
             record.container = replace(record.container, state=kind, exit=None)
-            self._set_pid(record, facts.host_pid, replace_old=True)
+            self._set_pid(record, facts.host_pid or self._first_process(record), replace_old=True)
         elif kind is EXITED:
             self._set_pid(record, facts.host_pid)
+            if not record.container.host_pid:
+                self._set_pid(record, self._first_process(record, facts.exit_code))
             ended = exit_of(facts.exit_code, self._wait_status(record, facts.exit_code))
             record.container = replace(record.container, state=kind, exit=ended)
             self._by_pid.pop(record.container.host_pid, None)
@@ -591,6 +604,17 @@ class ContainerTable:
             self._bury(record)
         for listener in self.on_transition:
             listener(transition)
+
+    def _first_process(self, record: _Record, code: int | None = None) -> int:
+        """The pid of a container that is over, which nobody looked at in time; 0 if that can't be said.
+
+        The first process of a pid namespace ends after all others in it; it ended as the engine says.
+        """
+        if record.occupied or not record.exits:
+            return 0
+        pid, status = next(reversed(record.exits.items()))
+        ended = exit_of(None, status)
+        return pid if code is None or (ended is not None and ended.code == code) else 0
 
     def _wait_status(self, record: _Record, code: int | None) -> int | None:
         """The wait status of the container's first process, if the kernel lane told it."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _PAGE = os.sysconf("SC_PAGESIZE")
+_LOCKED = "give CAP_IPC_LOCK, raise RLIMIT_MEMLOCK or perf_event_mlock_kb"
 _SMALLEST = 256 << 10  # bytes of a ring, however many CPUs there are
 _CLOSERS = 8  # threads that wait, and do so for the same thing: that CPUs leave what was closed
 # ns: a call is on its way no longer than that, though its CPU may be a virtual one that stands still at times
@@ -425,11 +426,22 @@ def _close_all(descriptors: Iterable[int]) -> None:
         os.close(fd)
 
 
+def _capability() -> str:
+    """What perf_event_open(2) takes here; level 3 is distributions' own."""
+    try:
+        paranoid = int(Path("/proc/sys/kernel/perf_event_paranoid").read_text())
+    except (OSError, ValueError):
+        paranoid = 0
+    if paranoid > 2:
+        return f"CAP_SYS_ADMIN, as kernel.perf_event_paranoid is {paranoid}; at 2 it is CAP_PERFMON"
+    return "CAP_PERFMON (CAP_SYS_ADMIN before 5.8)"
+
+
 def _refused(what: str, number: int) -> Exception:
     if number in (errno.EACCES, errno.EPERM):
         return SetupError(
             f"perf_event_open for {what} is not permitted",
-            "run as root, or with CAP_PERFMON (CAP_SYS_ADMIN before 5.8), and let seccomp allow it",
+            f"run as root, or with {_capability()}, and let seccomp allow it",
         )
     if number == errno.ENOSYS:
         return SetupError("this kernel has no perf events", "it needs CONFIG_PERF_EVENTS")
@@ -438,6 +450,10 @@ def _refused(what: str, number: int) -> Exception:
             "too few file descriptors for perf events", "raise the limit, as with ulimit -n 65536"
         )
     return KernelError(f"perf_event_open for {what}", number)
+
+
+class NoRoomError(SetupError):
+    """The kernel lets no ring of this size be locked in memory (perf_event_mlock_kb, RLIMIT_MEMLOCK)."""
 
 
 class Rings:
@@ -499,13 +515,23 @@ class Rings:
         """One more event needs this lane; open its rings if it is the first."""
         # those that the drain has yet to empty are still there
         missing = [cpu for cpu in self.cpus if (cpu, lane) not in self._rings]
-        try:
-            for cpu in missing:
-                self._open(cpu, lane)
-        except BaseException:
-            for cpu in missing:
-                self._close(cpu, lane)
-            raise
+        size = self._sizes[lane]
+        while True:
+            try:
+                for cpu in missing:
+                    self._open(cpu, lane)
+                break
+            except BaseException as error:
+                for cpu in missing:
+                    self._close(cpu, lane)
+                if not isinstance(error, NoRoomError) or self._sizes[lane] <= _SMALLEST:
+                    raise
+                self._sizes[lane] //= 2
+        if self._sizes[lane] < size:
+            log.warning(
+                "%s rings of %d KiB instead of %d, since no more memory may be locked: %s",
+                *(lane.value, self._sizes[lane] >> 10, size >> 10, _LOCKED),
+            )
         self._users[lane] += 1
 
     def release(self, lane: Lane) -> None:
@@ -630,9 +656,9 @@ class Rings:
         if ring < 0:
             os.close(fd)
             if -ring in (errno.EPERM, errno.ENOMEM):
-                raise SetupError(
-                    f"no memory for a ring of {self._sizes[lane] >> 10} KiB on CPU {cpu}",
-                    "give CAP_IPC_LOCK, raise RLIMIT_MEMLOCK or perf_event_mlock_kb, or use smaller rings",
+                raise NoRoomError(
+                    f"no memory may be locked for a ring of {self._sizes[lane] >> 10} KiB on CPU {cpu}",
+                    f"{_LOCKED}, or use smaller rings",
                 )
             raise KernelError(f"mmap of CPU {cpu}'s ring", -ring)
         self._rings[cpu, lane] = _CpuRing(fd, ring)

@@ -8,6 +8,7 @@ import json
 import random
 import signal
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -37,7 +38,7 @@ BORN = 1_000
 class Watched(ContainerTable):
     """A table that writes down what it told."""
 
-    def __init__(self, **options: int) -> None:
+    def __init__(self, **options: Any) -> None:
         super().__init__(born_ns=BORN, **options)
         self.told: list[Transition] = []
         self.changed: list[Container] = []
@@ -388,6 +389,32 @@ def test_core_dumps_come_from_the_kernel(table: Watched, pid_told: bool) -> None
     ended = table.told[-1].container.exit
     assert ended is not None
     assert ended.core_dumped
+
+
+def test_a_container_that_was_over_before_anybody_could_be_asked() -> None:
+    """Engine and disk have no pid any more; the kernel has told of every process that ended in it."""
+
+    def catch_up() -> None:
+        for pid, status in ((40, 0), (41, 9), (42, 7 << 8)):  # the runtime's, another's, the first
+            watched.process_exited(pid, status, A)
+
+    watched = Watched(catch_up=catch_up)
+    watched.created(A, "docker", 2_000, NAMED)
+    watched.running(A, "docker", 2_100, NAMED)
+    watched.exited(A, "docker", 2_200, Facts(exit_code=7))
+    assert [step.container.host_pid for step in watched.told] == [0, 42, 42]
+    assert watched.told[-1].container.exit == ContainerExit(7, 7, 0, False)
+
+
+@pytest.mark.parametrize("occupied", [True, False])
+def test_of_whom_it_is_not_sure_no_pid_is_told(table: Watched, occupied: bool) -> None:
+    table.created(A, "docker", 2_000, NAMED)
+    table.running(A, "docker", 2_100, NAMED)
+    if occupied:
+        table.seen(A, 2_050)
+    table.process_exited(42, (7 if occupied else 8) << 8, A)
+    table.exited(A, "docker", 2_200, Facts(exit_code=7))
+    assert [step.container.host_pid for step in table.told] == [0, 0, 0]
 
 
 def test_pids_find_their_container(table: Watched) -> None:

@@ -405,7 +405,7 @@ def half_records(draw: st.DrawFn) -> bytes:
     if draw(st.booleans()):
         event = draw(st.sampled_from([SYS, LIFE, 9, 10, 11]))
         start += struct.pack("=Q", event)
-        pid, moment = draw(st.integers(-2, 3)), draw(st.sampled_from([0, 1, 10**6, 2**40]))
+        pid, moment = draw(st.integers(-2, 3)), draw(st.sampled_from([1, 10**6, 2**40]))
         start += struct.pack(
             "=iiQI", pid, pid, moment, draw(st.sampled_from([0, 4, 12, 20, 60, 300, 0xFFFFFFFF]))
         )

@@ -93,7 +93,7 @@ class ContainerFamily:
     def __init__(self, sensor: Sensor) -> None:
         self._sensor = sensor
         self._processes = sensor.processes
-        self.table = ContainerTable()
+        self.table = ContainerTable(catch_up=sensor.drain_once)
         self.table.on_transition.append(self._on_transition)
         self.table.on_change.append(self._on_change)
         self.table.on_settled.append(self._on_settled)

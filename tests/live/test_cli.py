@@ -397,6 +397,32 @@ def test_without_privileges() -> None:
         assert found["mechanisms"][0]["hint"] in result.stderr
 
 
+def test_with_little_memory_to_lock(tmp_path: Path) -> None:
+    """Rings are smaller then, and somebody says so."""
+    address = f"unix:{tmp_path}/sensor.sock"
+    prefix = ("prlimit", f"--memlock={1 << 20}", "setpriv", "--bounding-set=-ipc_lock")
+    with (
+        subprocess.Popen(
+            [*prefix, *COMMAND, "serve", "--listen", address],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=ENVIRONMENT,
+            text=True,
+        ) as server,
+    ):
+        try:
+            assert server.stdout is not None
+            assert server.stdout.readline()
+            told = run("watch", "--connect", address, "syscall", "--limit", "5")
+            assert (told.returncode, told.stderr[:8]) == (0, "5 events")
+        finally:
+            server.terminate()
+            _, said = server.communicate(timeout=DEADLINE)
+    smaller = re.findall(r"^ringside: (\w+) rings of (\d+) KiB instead of (\d+)", said, re.MULTILINE)
+    assert {"lifecycle", "bulk"} <= {lane for lane, _, _ in smaller}
+    assert all(256 <= int(new) < int(old) for _, new, old in smaller)
+
+
 def test_in_another_pid_namespace() -> None:
     result = run("watch", "process", prefix=("unshare", "--pid", "--fork"))
     assert result.returncode == 1

@@ -31,6 +31,7 @@ from .kernels import Kernel
 INIT = Path(__file__).with_name("init.sh")
 QEMU = "qemu-system-x86_64"
 BUSYBOX = "busybox"
+SYSTEMD = "/lib/systemd/systemd"
 # what reaches the root, with what they depend on; built into some kernels, modules in others
 MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay", "virtio_blk", "crc32c_generic", "ext4")
 # no watchdogs: emulation on a busy machine is slow enough to frighten them, the one of the TSC too, which all
@@ -80,8 +81,11 @@ def boot(
     memory: str = "2G",
     cpus: int = 2,
     image: Path | None = None,
+    systemd: bool = False,
 ) -> Outcome:
     """Boot the kernel, run the shell script in it as root, power off.
+
+    `systemd`: this machine's systemd is the first process, and the script a service of it.
 
     `results` gets the script's output, what it writes to /run/results, the kernel's messages, the console.
     `cgroup` is v2 or v1 (v1 hierarchies, as far as this kernel still has them), `image` a python_image().
@@ -90,7 +94,7 @@ def boot(
     results.mkdir(parents=True, exist_ok=True)
     for old in ("output", "code", "boot", "dmesg", "console"):
         (results / old).unlink(missing_ok=True)
-    (results / ".script").write_text(_wrapped(script, cwd or Path.cwd(), env or {}))
+    (results / ".script").write_text(_wrapped(script, cwd or Path.cwd(), env or {}, systemd))
     (results / ".initramfs").write_bytes(_initramfs(kernel))
     command = [
         _program(QEMU),
@@ -155,15 +159,26 @@ def _quoted(path: Path) -> str:
     return str(path).replace(",", ",,")
 
 
-def _wrapped(script: str, cwd: Path, env: Mapping[str, str]) -> str:
-    """The script that init runs: the command with its output and exit status kept, then the end."""
+# A unit that needs nothing else: what the script starts may, and then systemd starts that.
+SERVICE = """\
+[Unit]
+DefaultDependencies=no
+[Service]
+ExecStart=/bin/sh /run/wrapped
+StandardOutput=tty
+TTYPath=/dev/console
+"""
+
+
+def _wrapped(script: str, cwd: Path, env: Mapping[str, str], systemd: bool) -> str:
+    """What init runs: the script with its output and exit status kept, then the end."""
     kept = {
         "PATH": os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin",
         "HOME": "/root",
         "LANG": "C.UTF-8",
     }
     exports = "".join(f"export {key}={shlex.quote(value)}\n" for key, value in {**kept, **env}.items())
-    return f"""{exports}
+    whole = f"""{exports}
 cut -d' ' -f1 /proc/uptime >/run/results/boot
 cat >/run/script <<'END OF SCRIPT'
 {script}
@@ -173,6 +188,19 @@ echo $? >/run/results/code
 dmesg >/run/results/dmesg
 sync
 exec {shlex.quote(_program(BUSYBOX))} poweroff -f
+"""
+    if not systemd:
+        return whole
+    return f"""mkdir -p /run/systemd/system
+# of what this machine starts, nothing: some of it waits for devices that nobody announces here
+rm -rf /etc/systemd/system/*.wants /lib/systemd/system/*.wants
+cat >/run/wrapped <<'END OF WRAPPED'
+{whole}
+END OF WRAPPED
+cat >/run/systemd/system/script.service <<'END OF SERVICE'
+{SERVICE}
+END OF SERVICE
+exec {shlex.quote(_program(SYSTEMD))} --unit=script.service --log-target=console --log-level=notice
 """
 
 

@@ -126,10 +126,12 @@ def commands(script: str, timeout: float, cgroup: str) -> Turn:
     return turn
 
 
-def guest_tests(names: Sequence[str] = (), timeout: float = TIMEOUT, cgroup: str = "v2") -> Turn:
+def guest_tests(
+    names: Sequence[str] = (), timeout: float = TIMEOUT, cgroup: str = "v2", *, systemd: bool = False
+) -> Turn:
     """These tests in the guest, all that are meant for it if none is named, and `ringside check`."""
     chosen = names or [name for name in (SMOKE, LIVE) if (PROJECT / name).exists()]
-    return lambda kernel, results, image: run_tests(kernel, chosen, results, timeout, cgroup, image)
+    return lambda kernel, results, image: run_tests(kernel, chosen, results, timeout, cgroup, image, systemd)
 
 
 def run_tests(
@@ -139,6 +141,7 @@ def run_tests(
     timeout: float,
     cgroup: str,
     image: Path | None,
+    systemd: bool = False,
 ) -> Run:
     """These tests in the guest, with this Python and this checkout."""
     (results / "junit.xml").unlink(missing_ok=True)
@@ -162,7 +165,15 @@ fi
     env = {"RINGSIDE_REQUIRE": "live", "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         outcome = machine.boot(
-            kernel, script, results, timeout=timeout, cwd=PROJECT, env=env, cgroup=cgroup, image=image
+            kernel,
+            script,
+            results,
+            timeout=timeout,
+            cwd=PROJECT,
+            env=env,
+            cgroup=cgroup,
+            image=image,
+            systemd=systemd,
         )
     except machine.NotBooted as error:
         return Run(kernel, None, str(error))
