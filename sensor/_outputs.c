@@ -76,21 +76,25 @@ void rs_output_clear(rs_engine *e, uint32_t output)
     e->outputs[output] = (struct output){0};
 }
 
-void rs_output_batch(const rs_engine *e, uint32_t output, rs_batch *batch)
+/* The first output behind this one (-1: of all) that has gathered something, or -1. */
+int64_t rs_output_next(const rs_engine *e, int64_t after)
+{
+    for (size_t i = (size_t)(after + 1); i < e->n_outputs; i++)
+        if (e->outputs[i].events)
+            return (int64_t)i;
+    return -1;
+}
+
+/* What an output has gathered, which is then empty; the bytes stay until it gets another event. */
+void rs_output_take(rs_engine *e, uint32_t output, rs_batch *batch)
 {
     *batch = (rs_batch){0};
     if (output >= e->n_outputs)
         return;
-    const struct output *o = &e->outputs[output];
+    struct output *o = &e->outputs[output];
     *batch = (rs_batch){o->data, o->length, o->events, o->first_time, o->last_time};
-}
-
-void rs_output_reset(rs_engine *e, uint32_t output)
-{
-    if (output >= e->n_outputs)
-        return;
-    e->outputs[output].length = 0;
-    e->outputs[output].events = 0;
+    o->length = 0;
+    o->events = 0;
     not_ready(e, output);
 }
 

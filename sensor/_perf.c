@@ -208,7 +208,7 @@ rs_engine *rs_new(int32_t self_pid, const rs_tags *tags, uint64_t first_sequence
     e->id_length = (size_t)(put(put(out, id_prefix, id_length), (uint8_t *)digits, e->digits) - e->id);
     out = put(e->sensor, sensor_field, sensor_length);
     e->sensor_length = (size_t)(put(out, tags->sequence.bytes, tags->sequence.length) - e->sensor);
-    rs_publish_field(e, NULL, 0);
+    rs_publish_time(e, 0);
     return e;
 }
 
@@ -275,9 +275,10 @@ static void next_sequence(rs_engine *e)
     }
 }
 
-void rs_publish_field(rs_engine *e, const uint8_t *field, size_t length)
+/* The wall clock, in microseconds since the epoch, that events from now on are stamped with. */
+void rs_publish_time(rs_engine *e, uint64_t micros)
 {
-    uint8_t *out = put(e->publish, field, length < PUBLISH_ROOM ? length : 0);
+    uint8_t *out = put_varint(put_tag(e->publish, &e->tags.publish), micros);
     *out++ = e->tags.event.bytes[0];
     e->publish_length = (size_t)(out - e->publish);
 }

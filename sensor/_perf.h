@@ -127,7 +127,7 @@ typedef struct {
 } rs_tag;
 
 typedef struct {
-    rs_tag events, event, id, sequence, time, tid, cpu; /* events, event and id: one byte each */
+    rs_tag events, event, id, sequence, time, tid, cpu, publish; /* events, event and id: one byte each */
 } rs_tags;
 
 typedef struct rs_engine rs_engine;
@@ -219,8 +219,8 @@ int rs_output_set(rs_engine *e, uint32_t output, size_t flush_at, uint64_t since
                   uint64_t interval, uint32_t include_self);
 int rs_output_containers(rs_engine *e, uint32_t output, const uint8_t *bits, size_t length);
 void rs_output_clear(rs_engine *e, uint32_t output);
-void rs_output_batch(const rs_engine *e, uint32_t output, rs_batch *batch);
-void rs_output_reset(rs_engine *e, uint32_t output);
+int64_t rs_output_next(const rs_engine *e, int64_t after);
+void rs_output_take(rs_engine *e, uint32_t output, rs_batch *batch);
 uint64_t rs_output_left(const rs_engine *e, uint32_t output);
 
 int rs_process_set(rs_engine *e, int32_t pid, uint32_t flags, uint32_t container, const uint8_t *head,
@@ -231,7 +231,7 @@ void rs_process_clear(rs_engine *e, int32_t pid);
 size_t rs_process_count(const rs_engine *e);
 uint64_t rs_release(rs_engine *e, uint32_t container);
 
-void rs_publish_field(rs_engine *e, const uint8_t *field, size_t length);
+void rs_publish_time(rs_engine *e, uint64_t micros);
 int rs_drain(rs_engine *e, uint64_t budget, rs_stop *stop);
 void rs_again(rs_engine *e);
 uint64_t rs_emit(rs_engine *e, const uint32_t *outputs, uint32_t n_outputs, uint64_t time, int cpu, int32_t pid,

@@ -5,9 +5,9 @@ What writes to the rings, and on which CPUs, is perf.py's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ringside.api.v0 import Event, GetEventsResponse, TelemetryEvent
 
@@ -38,8 +38,7 @@ class Route:
     tests: tuple[Test, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(NamedTuple):
     """Events ready to send: a GetEventsResponse's `events`, encoded. Times are CLOCK_MONOTONIC_RAW ns."""
 
     data: bytes
@@ -66,12 +65,12 @@ class Engine:
             ("time", event["sensor_monotime_nanos"].tag),
             ("tid", event["process_tid"].tag),
             ("cpu", event["cpu"].tag),
+            ("publish", outer["publish_time_micros"].tag),
         ):
             target = getattr(tags, name)
             target.length = len(tag)
             for at, byte in enumerate(tag):
                 target.bytes[at] = byte
-        self._publish_tag = outer["publish_time_micros"].tag
         prefix = sensor_id[:8].encode() + b"-"
         sensor = event["sensor_id"].encode(sensor_id)
         made = lib.rs_new(self_pid, tags, first_sequence, prefix, len(prefix), sensor, len(sensor))
@@ -103,8 +102,7 @@ class Engine:
 
     def set_publish_time(self, micros: int) -> None:
         """The wall clock, in microseconds since the epoch, that events from now on are stamped with."""
-        stamp = self._publish_tag + wire.varint(micros)
-        lib.rs_publish_field(self.handle, stamp, len(stamp))
+        lib.rs_publish_time(self.handle, micros)
 
     def emit(
         self,
@@ -181,14 +179,19 @@ class Engine:
     def take(self, output: int) -> Batch | None:
         """What an output has gathered, which is then empty; None if that is nothing."""
         batch = self._batch
-        lib.rs_output_batch(self.handle, output, batch)
+        lib.rs_output_take(self.handle, output, batch)
         if not batch.events:
             return None
-        taken = Batch(
-            bytes(ffi.buffer(batch.data, batch.length)), batch.events, batch.first_time, batch.last_time
+        return Batch(
+            ffi.buffer(batch.data, batch.length)[:], batch.events, batch.first_time, batch.last_time
         )
-        lib.rs_output_reset(self.handle, output)
-        return taken
+
+    def gathered(self) -> Iterator[int]:
+        """The outputs that have something to take."""
+        output = lib.rs_output_next(self.handle, -1)
+        while output >= 0:
+            yield output
+            output = lib.rs_output_next(self.handle, output)
 
     def limit_left(self, output: int) -> int:
         """How many events the output may still take."""

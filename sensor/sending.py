@@ -34,6 +34,24 @@ class BatchSender:
     def __init__(self, stream: Stream[bytes, bytes]) -> None:
         self._stream = stream
         self._parts = _inner_parts(stream)
+        self._turn = asyncio.Lock()
+        if self._parts is not None:
+            self._turn = _turns.setdefault(self._parts[0].connection, self._turn)
+
+    def send_now(self, data: bytes) -> bool:
+        """Send one message if that needs no waiting; nothing of it, and False, if it does. Not while `send` runs."""
+        if self._parts is None or self._turn.locked():
+            return False
+        inner, h2, h2_stream, _ = self._parts
+        left = _PREFIX.size + len(data)
+        if left > h2_stream.outbound_flow_control_window or left > h2.outbound_flow_control_window:
+            return False
+        if not inner.connection.write_ready.is_set():
+            return False
+        pieces = _pieces(data)
+        while left:
+            left -= self._write(pieces, left)
+        return True
 
     async def send(self, data: bytes) -> None:
         """Send one message; waits for the peer's flow control and the transport."""
@@ -41,15 +59,14 @@ class BatchSender:
             await self._stream.send_message(data)
             return
         inner, h2, h2_stream, _ = self._parts
-        pieces = [memoryview(_PREFIX.pack(0, len(data))), memoryview(data)]
+        pieces = _pieces(data)
         left = _PREFIX.size + len(data)
-        turn = _turns.setdefault(inner.connection, asyncio.Lock())
         while left:
             await inner.connection.write_ready.wait()
             if h2_stream.outbound_flow_control_window <= 0:
                 await _update(inner)
-            elif h2.outbound_flow_control_window <= 0 or turn.locked():
-                async with turn:
+            elif h2.outbound_flow_control_window <= 0 or self._turn.locked():
+                async with self._turn:
                     while left and h2_stream.outbound_flow_control_window > 0:
                         if h2.outbound_flow_control_window <= 0:
                             await _update(inner)
@@ -67,21 +84,27 @@ class BatchSender:
         if window <= 0:
             return 0
         size: int = min(window, h2.max_outbound_frame_size, left)
-        out = [_FRAME.pack(size >> 8, size & 0xFF, _DATA, 0, inner.id)]
+        out: list[bytes | memoryview] = [_FRAME.pack(size >> 8, size & 0xFF, _DATA, 0, inner.id)]
         need = size
         while need:
             piece = pieces[0]
-            out.append(piece[:need])  # type: ignore[arg-type]
             if len(piece) > need:
+                out.append(piece[:need])
                 pieces[0] = piece[need:]
                 need = 0
             else:
+                out.append(piece)
                 need -= len(piece)
                 pieces.pop(0)
         h2.outbound_flow_control_window -= size
         h2_stream.outbound_flow_control_window -= size
         transport.writelines(out)
         return size
+
+
+def _pieces(data: bytes) -> list[memoryview]:
+    """What a message is made of."""
+    return [memoryview(_PREFIX.pack(0, len(data))), memoryview(data)]
 
 
 async def _update(inner: Any) -> None:

@@ -206,6 +206,7 @@ class Sensor:
             await asyncio.sleep(_HOUSEKEEPING)
             self._cpus_changed()
             self._count_misses()
+            self.processes.forget_dead(clock())
             self.process_family.read_exits()
             self.container_family.limit()
             self._count_losses(
@@ -254,7 +255,7 @@ class Sensor:
     def flush(self, output: Output) -> None:
         """Send on what an output has, and end its streams if its limit is reached."""
         output.flush()
-        if not self.engine.limit_left(output.number):
+        if output.request.limit and not self.engine.limit_left(output.number):
             for subscriber in output.subscribers:
                 subscriber.end()
 
@@ -306,13 +307,16 @@ class Sensor:
         """Read the rings; how long until the next time, in seconds, 0 if there is more at once."""
         engine, handlers, stop = self.engine, self.process_family.handlers, self.engine.stop
         engine.set_publish_time(time.time_ns() // 1000)
-        self.processes.sync_clock()
+        synced = False
         delay = -1.0
         budget, turns = _BUDGET, _TURNS
         drain, handle = lib.rs_drain, engine.handle  # for each record: straight to C
         while True:
             why = drain(handle, budget, stop)
             if why == _RECORD:
+                if not synced:
+                    synced = True
+                    self.processes.sync_clock()
                 handler = handlers.get(stop.source)
                 if handler is not None and handler() == WAIT:
                     lib.rs_again(engine.handle)
@@ -333,15 +337,16 @@ class Sensor:
                 delay = 0
                 break
             else:
-                self.processes.forget_dead(clock())
                 self._drained = stop.time
-                self.rings.settle(self._drained)
+                if self.rings.unsettled:
+                    self.rings.settle(self._drained)
                 if self._resync:
                     self._resync = False
                     self.processes.resync()
                 break
-        for output in list(self.outputs.values()):
-            self.flush(output)
+        for number in engine.gathered():
+            if number in self.outputs:
+                self.flush(self.outputs[number])
         return self._interval() if delay < 0 else delay
 
     def _interval(self) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
@@ -102,7 +102,8 @@ class Subscriber:
         self._size = queue_size
         self._queue: deque[Batch | Loss | bytes] = deque()
         self._waiting = 0  # bytes in the queue
-        self._wake = asyncio.Event()
+        self._waiter: asyncio.Future[None] | None = None  # while nothing is there to be taken
+        self.send_now: Callable[[bytes], bool] | None = None  # a message past the queue, if it can go out at once
         self._room = asyncio.Event()
         self._ended = False
         self._error: RingsideError | None = None
@@ -118,6 +119,9 @@ class Subscriber:
         """Events for this subscriber; counted and dropped if too much is waiting already."""
         if self._ended:
             return
+        if self._waiter is not None and not self._waiter.done() and self.send_now and self.send_now(batch.data):
+            self.sent += batch.events  # whoever sends them waits for more: it need not wake up for these
+            return
         if self._waiting and self._waiting + len(batch.data) > self._size:
             self.dropped += batch.events
             self._sensor.metrics.dropped.inc(batch.events)
@@ -127,7 +131,7 @@ class Subscriber:
             return
         self._queue.append(batch)
         self._waiting += len(batch.data)
-        self._wake.set()
+        self._wake()
 
     def report(self, loss: Loss) -> None:
         """Tell of lost events, in its place in the stream."""
@@ -143,19 +147,23 @@ class Subscriber:
                 break
         else:
             self._queue.append(loss)
-        self._wake.set()
+        self._wake()
 
     def tell(self, *statuses: Status) -> None:
         """A message of statuses."""
         self._queue.append(bytes(GetEventsResponse(statuses=list(statuses))))
-        self._wake.set()
+        self._wake()
 
     def end(self, error: RingsideError | None = None) -> None:
         """Nothing more comes; what waits is still delivered, then `error` raised if there is one."""
         if not self._ended:
             self._ended = True
             self._error = error
-            self._wake.set()
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     # -- emptying it -------------------------------------------------------------------------------
 
@@ -168,8 +176,11 @@ class Subscriber:
                 if self._error is not None:
                     raise self._error
                 raise StopAsyncIteration
-            self._wake.clear()
-            await self._wake.wait()
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
         item = self._queue.popleft()
         if isinstance(item, Loss):
             return bytes(GetEventsResponse(statuses=[item.status()]))
