@@ -85,16 +85,21 @@ int64_t rs_output_next(const rs_engine *e, int64_t after)
     return -1;
 }
 
-/* What an output has gathered, which is then empty; the bytes stay until it gets another event. */
-void rs_output_take(rs_engine *e, uint32_t output, rs_batch *batch)
+void rs_output_batch(const rs_engine *e, uint32_t output, rs_batch *batch)
 {
     *batch = (rs_batch){0};
     if (output >= e->n_outputs)
         return;
-    struct output *o = &e->outputs[output];
+    const struct output *o = &e->outputs[output];
     *batch = (rs_batch){o->data, o->length, o->events, o->first_time, o->last_time};
-    o->length = 0;
-    o->events = 0;
+}
+
+void rs_output_reset(rs_engine *e, uint32_t output)
+{
+    if (output >= e->n_outputs)
+        return;
+    e->outputs[output].length = 0;
+    e->outputs[output].events = 0;
     not_ready(e, output);
 }
 
@@ -236,6 +241,8 @@ uint64_t rs_emit(rs_engine *e, const uint32_t *outputs, uint32_t n_outputs, uint
                  int32_t tid, uint32_t container, const uint8_t *body, size_t length)
 {
     const struct process *p = pid > 0 ? process_of(e, pid) : NULL;
+    if (!e->draining) /* then it is of now */
+        publish_now(e);
     if (p && container_of(e, p->container)->flags & RS_HOLD && length <= MAX_RECORD && n_outputs <= e->n_outputs) {
         struct held h = {0, (uint32_t)length, 0, p->container, UINT32_MAX, time, cpu, pid, tid, n_outputs};
         if (hold(e, h, outputs, body, NULL))

@@ -12,6 +12,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include <arpa/inet.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <linux/bpf.h>
@@ -29,7 +30,9 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/timerfd.h>
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
@@ -173,7 +176,7 @@ struct rs_engine {
     size_t wanting_room;
     uint32_t *ready;   /* outputs to flush */
     size_t n_ready, ready_room;
-    bool draining;
+    bool draining, publish_fixed;
     struct courier *courier;
     int stepping; /* the ring whose record Python was given, or -1 */
     uint64_t cut;
@@ -181,6 +184,8 @@ struct rs_engine {
     size_t hold_length;
     rs_counters counters;
 };
+
+static void publish_at(rs_engine *e, uint64_t micros);
 
 rs_engine *rs_new(int32_t self_pid, const rs_tags *tags, uint64_t first_sequence, const uint8_t *id_prefix,
                   size_t id_length, const uint8_t *sensor_field, size_t sensor_length)
@@ -208,7 +213,7 @@ rs_engine *rs_new(int32_t self_pid, const rs_tags *tags, uint64_t first_sequence
     e->id_length = (size_t)(put(put(out, id_prefix, id_length), (uint8_t *)digits, e->digits) - e->id);
     out = put(e->sensor, sensor_field, sensor_length);
     e->sensor_length = (size_t)(put(out, tags->sequence.bytes, tags->sequence.length) - e->sensor);
-    rs_publish_time(e, 0);
+    publish_at(e, 0);
     return e;
 }
 
@@ -275,12 +280,25 @@ static void next_sequence(rs_engine *e)
     }
 }
 
-/* The wall clock, in microseconds since the epoch, that events from now on are stamped with. */
-void rs_publish_time(rs_engine *e, uint64_t micros)
+static void publish_at(rs_engine *e, uint64_t micros)
 {
     uint8_t *out = put_varint(put_tag(e->publish, &e->tags.publish), micros);
     *out++ = e->tags.event.bytes[0];
     e->publish_length = (size_t)(out - e->publish);
+}
+
+/* Stamp events with this wall-clock time, in microseconds since the epoch, and not with when they were published. */
+void rs_publish_time(rs_engine *e, uint64_t micros)
+{
+    publish_at(e, micros);
+    e->publish_fixed = true;
+}
+
+static void publish_now(rs_engine *e)
+{
+    struct timespec t;
+    if (!e->publish_fixed && !clock_gettime(CLOCK_REALTIME, &t))
+        publish_at(e, (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000);
 }
 
 /* ---- processes ---------------------------------------------------------------------------------- */
@@ -488,6 +506,7 @@ void rs_event_clear(rs_engine *e, uint64_t id)
 #include "_rings.c"
 #include "_bpf.c"
 #include "_courier.c"
+#include "_loop.c"
 
 /* ---- the drain ------------------------------------------------------------------------------------ */
 
@@ -744,6 +763,7 @@ int rs_drain(rs_engine *e, uint64_t budget, rs_stop *stop)
     }
     if (!e->draining) {
         e->cut = rs_clock() - IN_FLIGHT;
+        publish_now(e);
         courier_settle(e);
         for (size_t i = 0; i < e->n_rings; i++) {
             struct ring *r = &e->rings[i];

@@ -220,7 +220,8 @@ int rs_output_set(rs_engine *e, uint32_t output, size_t flush_at, uint64_t since
 int rs_output_containers(rs_engine *e, uint32_t output, const uint8_t *bits, size_t length);
 void rs_output_clear(rs_engine *e, uint32_t output);
 int64_t rs_output_next(const rs_engine *e, int64_t after);
-void rs_output_take(rs_engine *e, uint32_t output, rs_batch *batch);
+void rs_output_batch(const rs_engine *e, uint32_t output, rs_batch *batch);
+void rs_output_reset(rs_engine *e, uint32_t output);
 uint64_t rs_output_left(const rs_engine *e, uint32_t output);
 
 int rs_process_set(rs_engine *e, int32_t pid, uint32_t flags, uint32_t container, const uint8_t *head,
@@ -230,6 +231,10 @@ int rs_container_set(rs_engine *e, uint32_t container, uint32_t flags, const uin
 void rs_process_clear(rs_engine *e, int32_t pid);
 size_t rs_process_count(const rs_engine *e);
 uint64_t rs_release(rs_engine *e, uint32_t container);
+
+int64_t rs_send_message(int fd, const uint8_t *message, size_t length, uint32_t stream, uint32_t frame);
+int rs_timer_open(void);
+int rs_timer_every(int fd, uint64_t ns, int same);
 
 void rs_publish_time(rs_engine *e, uint64_t micros);
 int rs_drain(rs_engine *e, uint64_t budget, rs_stop *stop);

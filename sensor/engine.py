@@ -17,6 +17,7 @@ from .errors import KernelError
 from .plan import FetchSpec, Plan
 
 if TYPE_CHECKING:
+    from ._perf import CData
     from .program import Test
 
 _COURIER_PRIORITY = 1  # SCHED_FIFO: before everything ordinary, and it sleeps nearly always
@@ -101,7 +102,7 @@ class Engine:
         return result
 
     def set_publish_time(self, micros: int) -> None:
-        """The wall clock, in microseconds since the epoch, that events from now on are stamped with."""
+        """Stamp events with this wall-clock time, in µs since the epoch, and not with when they were published."""
         lib.rs_publish_time(self.handle, micros)
 
     def emit(
@@ -178,13 +179,21 @@ class Engine:
 
     def take(self, output: int) -> Batch | None:
         """What an output has gathered, which is then empty; None if that is nothing."""
-        batch = self._batch
-        lib.rs_output_take(self.handle, output, batch)
+        batch = self.look(output)
         if not batch.events:
             return None
-        return Batch(
-            ffi.buffer(batch.data, batch.length)[:], batch.events, batch.first_time, batch.last_time
-        )
+        taken = copy(batch)
+        lib.rs_output_reset(self.handle, output)
+        return taken
+
+    def look(self, output: int) -> CData:
+        """What an output has gathered, an rs_batch; its bytes stay until there is more, or another look."""
+        lib.rs_output_batch(self.handle, output, self._batch)
+        return self._batch
+
+    def drop(self, output: int) -> None:
+        """Empty an output."""
+        lib.rs_output_reset(self.handle, output)
 
     def gathered(self) -> Iterator[int]:
         """The outputs that have something to take."""
@@ -316,6 +325,12 @@ def pack_fetches(fetches: Sequence[FetchSpec]) -> object:
         for at, when in enumerate(one.when):
             target.when[at].offset, target.when[at].size, target.when[at].value = when
     return array
+
+
+def copy(batch: CData) -> Batch:
+    """An rs_batch that stays."""
+    data = ffi.buffer(batch.data, batch.length)[:]
+    return Batch(data, batch.events, batch.first_time, batch.last_time)
 
 
 def clock() -> int:

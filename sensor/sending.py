@@ -14,8 +14,12 @@ import struct
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from ._perf import ffi, lib
+
 if TYPE_CHECKING:
     from grpclib.server import Stream
+
+    from ._perf import CData
 
 log = logging.getLogger(__name__)
 
@@ -38,19 +42,30 @@ class BatchSender:
         if self._parts is not None:
             self._turn = _turns.setdefault(self._parts[0].connection, self._turn)
 
-    def send_now(self, data: bytes) -> bool:
-        """Send one message if that needs no waiting; nothing of it, and False, if it does. Not while `send` runs."""
+    def send_now(self, batch: CData) -> bool:
+        """Send an rs_batch past the transport if that can be done at once; False, and nothing sent, if not.
+
+        Not while `send` runs.
+        """
         if self._parts is None or self._turn.locked():
             return False
-        inner, h2, h2_stream, _ = self._parts
-        left = _PREFIX.size + len(data)
-        if left > h2_stream.outbound_flow_control_window or left > h2.outbound_flow_control_window:
+        inner, h2, h2_stream, transport, descriptor = self._parts
+        size, frame = _PREFIX.size + batch.length, h2.max_outbound_frame_size
+        if size > h2_stream.outbound_flow_control_window or size > h2.outbound_flow_control_window:
             return False
-        if not inner.connection.write_ready.is_set():
+        if transport.get_write_buffer_size() or transport.is_closing():
             return False
-        pieces = _pieces(data)
-        while left:
-            left -= self._write(pieces, left)
+        sent: int = lib.rs_send_message(descriptor, batch.data, batch.length, inner.id, frame)
+        if sent <= 0:  # full, or its end, of which the transport will hear
+            return False
+        h2.outbound_flow_control_window -= size
+        h2_stream.outbound_flow_control_window -= size
+        if sent < size + _FRAME.size * -(-size // frame):
+            pieces = _pieces(ffi.buffer(batch.data, batch.length)[:])
+            out: list[bytes | memoryview] = []
+            for at in range(0, size, frame):
+                out += self._frame(pieces, min(frame, size - at))
+            transport.write(b"".join(out)[sent:])
         return True
 
     async def send(self, data: bytes) -> None:
@@ -58,7 +73,7 @@ class BatchSender:
         if self._parts is None:
             await self._stream.send_message(data)
             return
-        inner, h2, h2_stream, _ = self._parts
+        inner, h2, h2_stream, *_ = self._parts
         pieces = _pieces(data)
         left = _PREFIX.size + len(data)
         while left:
@@ -79,27 +94,31 @@ class BatchSender:
     def _write(self, pieces: list[memoryview], left: int) -> int:
         """Write a frame of what is left, if the windows are open; how much of it went out."""
         assert self._parts is not None
-        inner, h2, h2_stream, transport = self._parts
+        _, h2, h2_stream, transport, _ = self._parts
         window = min(h2.outbound_flow_control_window, h2_stream.outbound_flow_control_window)
         if window <= 0:
             return 0
         size: int = min(window, h2.max_outbound_frame_size, left)
-        out: list[bytes | memoryview] = [_FRAME.pack(size >> 8, size & 0xFF, _DATA, 0, inner.id)]
-        need = size
-        while need:
-            piece = pieces[0]
-            if len(piece) > need:
-                out.append(piece[:need])
-                pieces[0] = piece[need:]
-                need = 0
-            else:
-                out.append(piece)
-                need -= len(piece)
-                pieces.pop(0)
         h2.outbound_flow_control_window -= size
         h2_stream.outbound_flow_control_window -= size
-        transport.writelines(out)
+        transport.writelines(self._frame(pieces, size))
         return size
+
+    def _frame(self, pieces: list[memoryview], size: int) -> list[bytes | memoryview]:
+        """A frame of so many bytes, which are taken off the pieces."""
+        assert self._parts is not None
+        out: list[bytes | memoryview] = [_FRAME.pack(size >> 8, size & 0xFF, _DATA, 0, self._parts[0].id)]
+        while size:
+            piece = pieces[0]
+            if len(piece) > size:
+                out.append(piece[:size])
+                pieces[0] = piece[size:]
+                size = 0
+            else:
+                out.append(piece)
+                size -= len(piece)
+                pieces.pop(0)
+        return out
 
 
 def _pieces(data: bytes) -> list[memoryview]:
@@ -113,14 +132,17 @@ async def _update(inner: Any) -> None:
     await inner.window_updated.wait()
 
 
-def _inner_parts(stream: Any) -> tuple[Any, Any, Any, Any] | None:
+def _inner_parts(stream: Any) -> tuple[Any, Any, Any, Any, int] | None:
     try:
         inner = stream._stream
         h2 = inner._h2_connection
         h2_stream = h2.streams[inner.id]
-        parts = (inner, h2, h2_stream, inner._transport)
+        transport = inner._transport
+        parts = (inner, h2, h2_stream, transport, transport.get_extra_info("socket").fileno())
         ready = (
-            callable(inner._transport.writelines),
+            callable(transport.writelines),
+            transport.get_write_buffer_size(),
+            transport.is_closing(),
             inner.connection.write_ready.wait,
             inner.window_updated.wait,
             min(

@@ -23,12 +23,13 @@ from ringside.api.v0 import (
     ThrottleModifierIntervalType,
 )
 
-from .engine import Batch, clock
+from .engine import Batch, clock, copy
 from .errors import RequestError, RingsideError, UnservableError
 from .events import Want
 from .events.bulk import attach_all, detach_all
 
 if TYPE_CHECKING:
+    from ._perf import CData
     from .sensor import Sensor
 
 log = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ class Subscriber:
         self._queue: deque[Batch | Loss | bytes] = deque()
         self._waiting = 0  # bytes in the queue
         self._waiter: asyncio.Future[None] | None = None  # while nothing is there to be taken
-        self.send_now: Callable[[bytes], bool] | None = None  # a message past the queue, if it can go out at once
+        self.send_now: Callable[[CData], bool] | None = None  # past the queue: an rs_batch, if nothing bars it
         self._room = asyncio.Event()
         self._ended = False
         self._error: RingsideError | None = None
@@ -115,12 +116,16 @@ class Subscriber:
 
     # -- filling it --------------------------------------------------------------------------------
 
+    def pass_on(self, batch: CData) -> bool:
+        """Send an rs_batch right now; False if that can't be: others are before it, or nobody takes them."""
+        if self.send_now is None or self._waiter is None or self._waiter.done() or not self.send_now(batch):
+            return False
+        self.sent += batch.events  # whoever iterates waits for more, and need not wake up for these
+        return True
+
     def offer(self, batch: Batch) -> None:
         """Events for this subscriber; counted and dropped if too much is waiting already."""
         if self._ended:
-            return
-        if self._waiter is not None and not self._waiter.done() and self.send_now and self.send_now(batch.data):
-            self.sent += batch.events  # whoever sends them waits for more: it need not wake up for these
             return
         if self._waiting and self._waiting + len(batch.data) > self._size:
             self.dropped += batch.events
@@ -270,10 +275,16 @@ class Output:
 
     def flush(self) -> None:
         """Hand what the engine gathered to the subscribers."""
-        batch = self.sensor.engine.take(self.number)
-        if batch is not None:
-            for subscriber in self.subscribers:
-                subscriber.offer(batch)
+        engine = self.sensor.engine
+        batch = engine.look(self.number)
+        if not batch.events:
+            return
+        left = [one for one in self.subscribers if not one.pass_on(batch)]
+        if left:
+            kept = copy(batch)
+            for one in left:
+                one.offer(kept)
+        engine.drop(self.number)
 
     async def room(self, ahead: int) -> None:
         """Wait until every subscriber has less than so many bytes waiting."""

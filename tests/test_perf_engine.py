@@ -1150,6 +1150,7 @@ def test_impossible_requests_are_refused(rig: Calls) -> None:
     assert lib.rs_ring_attach(handle, ffi.NULL, 3, PAGE, 0) < 0
     assert lib.rs_ring_attach(handle, ffi.NULL, 0, PAGE, 0) < 0
     lib.rs_output_clear(handle, 4711)
+    lib.rs_output_reset(handle, 4711)
     assert lib.rs_output_next(handle, 4711) == -1
     lib.rs_ring_close(handle, 4711)
     lib.rs_ring_close(handle, -1)
