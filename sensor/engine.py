@@ -102,7 +102,7 @@ class Engine:
         return result
 
     def set_publish_time(self, micros: int) -> None:
-        """Stamp events with this wall-clock time, in µs since the epoch, and not with when they were published."""
+        """Stamp events with this wall-clock time (µs since the epoch), not with when they were published."""
         lib.rs_publish_time(self.handle, micros)
 
     def emit(

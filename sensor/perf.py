@@ -562,12 +562,7 @@ class Rings:
     def unsettled(self) -> bool:
         """True if something waits for `settle`."""
         return bool(
-            self._retired
-            or self._closing
-            or self._overlaps
-            or self._offline
-            or self._released
-            or self._later
+            self._retired or self._closing or self._overlaps or self._offline or self._released or self._later
         )
 
     def settle(self, until: int = 1 << 64, *, wait: bool = False) -> None:

@@ -104,7 +104,7 @@ class Subscriber:
         self._queue: deque[Batch | Loss | bytes] = deque()
         self._waiting = 0  # bytes in the queue
         self._waiter: asyncio.Future[None] | None = None  # while nothing is there to be taken
-        self.send_now: Callable[[CData], bool] | None = None  # past the queue: an rs_batch, if nothing bars it
+        self.send_now: Callable[[CData], bool] | None = None  # an rs_batch past the queue, if it can be
         self._room = asyncio.Event()
         self._ended = False
         self._error: RingsideError | None = None
