@@ -241,8 +241,7 @@ uint64_t rs_emit(rs_engine *e, const uint32_t *outputs, uint32_t n_outputs, uint
                  int32_t tid, uint32_t container, const uint8_t *body, size_t length)
 {
     const struct process *p = pid > 0 ? process_of(e, pid) : NULL;
-    if (!e->draining) /* then it is of now */
-        publish_now(e);
+    publish_now(e);
     if (p && container_of(e, p->container)->flags & RS_HOLD && length <= MAX_RECORD && n_outputs <= e->n_outputs) {
         struct held h = {0, (uint32_t)length, 0, p->container, UINT32_MAX, time, cpu, pid, tid, n_outputs};
         if (hold(e, h, outputs, body, NULL))

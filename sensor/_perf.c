@@ -756,6 +756,7 @@ void rs_again(rs_engine *e)
 int rs_drain(rs_engine *e, uint64_t budget, rs_stop *stop)
 {
     *stop = (rs_stop){.index = -1};
+    publish_now(e);
     if (e->stepping >= 0) {
         if (e->rings[e->stepping].used && e->rings[e->stepping].record)
             ring_step(&e->rings[e->stepping], e->cut);
@@ -763,7 +764,6 @@ int rs_drain(rs_engine *e, uint64_t budget, rs_stop *stop)
     }
     if (!e->draining) {
         e->cut = rs_clock() - IN_FLIGHT;
-        publish_now(e);
         courier_settle(e);
         for (size_t i = 0; i < e->n_rings; i++) {
             struct ring *r = &e->rings[i];
