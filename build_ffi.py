@@ -27,6 +27,7 @@ ffibuilder.set_source(
             "_rings.c",
             "_bpf.c",
             "_courier.c",
+            "_loop.c",
         )
     ],
     py_limited_api=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -75,6 +76,42 @@ def sensor(*options: str) -> Iterator[tuple[int, str]]:
             process.wait()
             assert process.stdout is not None
             process.stdout.close()
+
+
+def perf_record(event: str, only: str, what: str, seconds: float, rate: float) -> dict[str, float]:
+    """A load under `perf record` of an event, filtered: issued, pace, and perf's CPU for each, µs.
+
+    It writes to memory. Its CPU is all until its end, for what is still in the rings then is copied then,
+    without what it takes with no load.
+    """
+    at_rest, _, _ = _under_perf(event, only, what, seconds, None)
+    used, issued, pace = _under_perf(event, only, what, seconds, rate)
+    return {"issued": issued, "pace": pace, "cpu": (used - at_rest) / issued * 1e6}
+
+
+def _under_perf(
+    event: str, only: str, what: str, seconds: float, rate: float | None
+) -> tuple[float, int, float]:
+    shm = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=shm) as folder:
+        command = ["perf", "record", "-q", "-B", "-a", "-e", event, "--filter", only, "-m", "2048"]
+        process = subprocess.Popen(
+            pinned(SENSOR_CPU, *command, "-o", f"{folder}/perf.data"), stderr=subprocess.DEVNULL
+        )
+        while not Path(folder, "perf.data").exists():
+            time.sleep(0.05)
+        time.sleep(1.0)
+        used = cpu_time(process.pid)
+        issued, pace = 0, 0.0
+        if rate is None:
+            time.sleep(seconds)
+        else:
+            issued, pace = load(what, seconds, rate)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        return usage.ru_utime + usage.ru_stime - used, issued, pace
 
 
 @contextmanager

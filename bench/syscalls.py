@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
-import signal
-import subprocess
-import tempfile
 import time
-from pathlib import Path
 
-from common import SENSOR_CPU, ask, counting_client, cpu_time, load, machine, pinned, sensor, settle
+from common import ask, counting_client, cpu_time, load, machine, perf_record, sensor, settle
 
 
 def with_sensor(seconds: float, rate: float) -> dict[str, float]:
@@ -34,27 +29,6 @@ def with_sensor(seconds: float, rate: float) -> dict[str, float]:
     }
 
 
-def with_perf(seconds: float, rate: float) -> dict[str, float]:
-    """The same for perf record, writing to memory."""
-    shm = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=shm) as folder:
-        command = ["perf", "record", "-q", "-a", "-e", "raw_syscalls:sys_enter", "--filter", "id==110"]
-        process = subprocess.Popen(
-            pinned(SENSOR_CPU, *command, "-m", "2048", "-o", f"{folder}/perf.data"), stderr=subprocess.DEVNULL
-        )
-        data = Path(folder, "perf.data")
-        while not data.exists():
-            time.sleep(0.05)
-        time.sleep(1.0)
-        used = cpu_time(process.pid)
-        issued, pace = load("syscalls", seconds, rate)
-        time.sleep(0.3)
-        used = cpu_time(process.pid) - used
-        process.send_signal(signal.SIGINT)
-        process.wait()
-    return {"issued": issued, "pace": pace, "cpu": used / issued * 1e6}
-
-
 def main() -> None:
     """Alternate both, print medians."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -66,7 +40,9 @@ def main() -> None:
     for _ in range(options.rounds):
         bare.append(load("syscalls", 1, options.rate)[1])
         ours.append(with_sensor(options.seconds, options.rate))
-        perfs.append(with_perf(options.seconds, options.rate))
+        perfs.append(
+            perf_record("raw_syscalls:sys_enter", "id==110", "syscalls", options.seconds, options.rate)
+        )
     mine = sorted(ours, key=lambda one: one["cpu"])[len(ours) // 2]
     perf = sorted(perfs, key=lambda one: one["cpu"])[len(perfs) // 2]
     issued, delivered = sum(one["issued"] for one in ours), sum(one["delivered"] for one in ours)

@@ -76,6 +76,15 @@ void rs_output_clear(rs_engine *e, uint32_t output)
     e->outputs[output] = (struct output){0};
 }
 
+/* The first output behind this one (-1: of all) that has gathered something, or -1. */
+int64_t rs_output_next(const rs_engine *e, int64_t after)
+{
+    for (size_t i = (size_t)(after + 1); i < e->n_outputs; i++)
+        if (e->outputs[i].events)
+            return (int64_t)i;
+    return -1;
+}
+
 void rs_output_batch(const rs_engine *e, uint32_t output, rs_batch *batch)
 {
     *batch = (rs_batch){0};
@@ -228,6 +237,7 @@ uint64_t rs_emit(rs_engine *e, const uint32_t *outputs, uint32_t n_outputs, uint
                  int32_t tid, uint32_t container, const uint8_t *body, size_t length)
 {
     struct process *p = pid > 0 ? process_of(e, pid) : NULL;
+    publish_now(e);
     if (p && container_of(e, p->container)->flags & RS_HOLD && length <= MAX_RECORD && n_outputs <= e->n_outputs) {
         struct held h = {0, (uint32_t)length, 0, p->container, UINT32_MAX, time, cpu, pid, tid, n_outputs};
         if (hold(e, h, outputs, body, NULL))

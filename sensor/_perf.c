@@ -12,6 +12,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -30,7 +31,9 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/timerfd.h>
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
@@ -214,7 +217,7 @@ struct rs_engine {
     size_t wanting_room;
     uint32_t *ready;   /* outputs to flush */
     size_t n_ready, ready_room;
-    bool draining;
+    bool draining, publish_fixed;
     struct courier *courier;
     int stepping; /* the ring whose record Python was given, or -1 */
     uint64_t cut;
@@ -234,6 +237,8 @@ static struct container *container_new(const rs_engine *e, uint32_t flags, const
     put(put(put(c->bytes, head, head_length), e->sensor, e->sensor_length), tail, tail_length);
     return c;
 }
+
+static void publish_at(rs_engine *e, uint64_t micros);
 
 rs_engine *rs_new(int32_t self_pid, const rs_tags *tags, uint64_t first_sequence, const uint8_t *id_prefix,
                   size_t id_length, const uint8_t *sensor_field, size_t sensor_length)
@@ -258,7 +263,7 @@ rs_engine *rs_new(int32_t self_pid, const rs_tags *tags, uint64_t first_sequence
     e->id_length = (size_t)(put(put(out, id_prefix, id_length), (uint8_t *)digits, e->digits) - e->id);
     out = put(e->sensor, sensor_field, sensor_length);
     e->sensor_length = (size_t)(put(out, tags->sequence.bytes, tags->sequence.length) - e->sensor);
-    rs_publish_field(e, NULL, 0);
+    publish_at(e, 0);
     e->body_room = BODY_ROOM;
     e->body = malloc(e->body_room + SLACK);
     e->host = container_new(e, 0, NULL, 0, NULL, 0);
@@ -334,11 +339,25 @@ static void next_sequence(rs_engine *e)
     }
 }
 
-void rs_publish_field(rs_engine *e, const uint8_t *field, size_t length)
+static void publish_at(rs_engine *e, uint64_t micros)
 {
-    uint8_t *out = put(e->publish, field, length < PUBLISH_ROOM ? length : 0);
+    uint8_t *out = put_varint(put_tag(e->publish, &e->tags.publish), micros);
     *out++ = e->tags.event.bytes[0];
     e->publish_length = (size_t)(out - e->publish);
+}
+
+/* Stamp events with this wall-clock time, in microseconds since the epoch, and not with when they were published. */
+void rs_publish_time(rs_engine *e, uint64_t micros)
+{
+    publish_at(e, micros);
+    e->publish_fixed = true;
+}
+
+static void publish_now(rs_engine *e)
+{
+    struct timespec t;
+    if (!e->publish_fixed && !clock_gettime(CLOCK_REALTIME, &t))
+        publish_at(e, (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000);
 }
 
 /* ---- containers and processes -------------------------------------------------------------------- */
@@ -515,6 +534,7 @@ void rs_event_clear(rs_engine *e, uint64_t id)
 #include "_rings.c"
 #include "_bpf.c"
 #include "_courier.c"
+#include "_loop.c"
 
 /* ---- the drain ------------------------------------------------------------------------------------ */
 
@@ -793,6 +813,7 @@ void rs_again(rs_engine *e)
 int rs_drain(rs_engine *e, uint64_t budget, rs_stop *stop)
 {
     *stop = (rs_stop){.index = -1};
+    publish_now(e);
     if (e->stepping >= 0) {
         if (e->rings[e->stepping].used && e->rings[e->stepping].record)
             ring_step(&e->rings[e->stepping], e->cut);

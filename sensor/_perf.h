@@ -134,7 +134,7 @@ typedef struct {
 } rs_tag;
 
 typedef struct {
-    rs_tag events, event, id, sequence, time, tid, cpu; /* events, event and id: one byte each */
+    rs_tag events, event, id, sequence, time, tid, cpu, publish; /* events, event and id: one byte each */
     rs_tag process_id, process_pid, lineage, lineage_pid, lineage_command;
 } rs_tags;
 
@@ -275,6 +275,7 @@ int rs_output_set(rs_engine *e, uint32_t output, size_t flush_at, uint64_t since
                   uint64_t interval, uint32_t include_self);
 int rs_output_containers(rs_engine *e, uint32_t output, const uint8_t *bits, size_t length);
 void rs_output_clear(rs_engine *e, uint32_t output);
+int64_t rs_output_next(const rs_engine *e, int64_t after);
 void rs_output_batch(const rs_engine *e, uint32_t output, rs_batch *batch);
 void rs_output_reset(rs_engine *e, uint32_t output);
 uint64_t rs_output_left(const rs_engine *e, uint32_t output);
@@ -300,7 +301,11 @@ int rs_container_set(rs_engine *e, uint32_t container, uint32_t flags, const uin
                      const uint8_t *tail, size_t tail_length);
 uint64_t rs_release(rs_engine *e, uint32_t container);
 
-void rs_publish_field(rs_engine *e, const uint8_t *field, size_t length);
+int64_t rs_send_message(int fd, const uint8_t *message, size_t length, uint32_t stream, uint32_t frame);
+int rs_timer_open(void);
+int rs_timer_every(int fd, uint64_t ns, int same);
+
+void rs_publish_time(rs_engine *e, uint64_t micros);
 int rs_drain(rs_engine *e, uint64_t budget, rs_stop *stop);
 void rs_again(rs_engine *e);
 uint64_t rs_emit(rs_engine *e, const uint32_t *outputs, uint32_t n_outputs, uint64_t time, int cpu, int32_t pid,

@@ -10,6 +10,13 @@ static size_t put_text(uint8_t *out, const uint8_t *s, size_t length)
     uint8_t *start = out;
     size_t i = 0;
     while (i < length) {
+        while (i + 8 <= length && !(load(s + i, 8) & 0x8080808080808080u)) { /* nearly all text is nothing else */
+            memcpy(out, s + i, 8);
+            out += 8;
+            i += 8;
+        }
+        if (i == length)
+            break;
         uint8_t c = s[i];
         if (c < 0x80) {
             *out++ = c;

@@ -5,9 +5,9 @@ What writes to the rings, and on which CPUs, is perf.py's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ringside.api.v0 import Event, GetEventsResponse, TelemetryEvent
 from ringside.api.v0 import Process as ProcessMessage
@@ -18,6 +18,7 @@ from .errors import KernelError
 from .plan import FetchSpec, Plan
 
 if TYPE_CHECKING:
+    from ._perf import CData
     from .program import Test
 
 _COURIER_PRIORITY = 1  # SCHED_FIFO: before everything ordinary, and it sleeps nearly always
@@ -39,8 +40,7 @@ class Route:
     tests: tuple[Test, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(NamedTuple):
     """Events ready to send: a GetEventsResponse's `events`, encoded. Times are CLOCK_MONOTONIC_RAW ns."""
 
     data: bytes
@@ -73,12 +73,12 @@ class Engine:
             ("lineage", event["process_lineage"].tag),
             ("lineage_pid", process["pid"].tag),
             ("lineage_command", process["command"].tag),
+            ("publish", outer["publish_time_micros"].tag),
         ):
             target = getattr(tags, name)
             target.length = len(tag)
             for at, byte in enumerate(tag):
                 target.bytes[at] = byte
-        self._publish_tag = outer["publish_time_micros"].tag
         prefix = sensor_id[:8].encode() + b"-"
         sensor = event["sensor_id"].encode(sensor_id)
         made = lib.rs_new(self_pid, tags, first_sequence, prefix, len(prefix), sensor, len(sensor))
@@ -109,9 +109,8 @@ class Engine:
         return result
 
     def set_publish_time(self, micros: int) -> None:
-        """The wall clock, in microseconds since the epoch, that events from now on are stamped with."""
-        stamp = self._publish_tag + wire.varint(micros)
-        lib.rs_publish_field(self.handle, stamp, len(stamp))
+        """Stamp events with this wall-clock time (µs since the epoch), not with when they were published."""
+        lib.rs_publish_time(self.handle, micros)
 
     def emit(
         self,
@@ -187,15 +186,28 @@ class Engine:
 
     def take(self, output: int) -> Batch | None:
         """What an output has gathered, which is then empty; None if that is nothing."""
-        batch = self._batch
-        lib.rs_output_batch(self.handle, output, batch)
+        batch = self.look(output)
         if not batch.events:
             return None
-        taken = Batch(
-            bytes(ffi.buffer(batch.data, batch.length)), batch.events, batch.first_time, batch.last_time
-        )
+        taken = copy(batch)
         lib.rs_output_reset(self.handle, output)
         return taken
+
+    def look(self, output: int) -> CData:
+        """What an output has gathered, an rs_batch; its bytes stay until there is more, or another look."""
+        lib.rs_output_batch(self.handle, output, self._batch)
+        return self._batch
+
+    def drop(self, output: int) -> None:
+        """Empty an output."""
+        lib.rs_output_reset(self.handle, output)
+
+    def gathered(self) -> Iterator[int]:
+        """The outputs that have something to take."""
+        output = lib.rs_output_next(self.handle, -1)
+        while output >= 0:
+            yield output
+            output = lib.rs_output_next(self.handle, output)
 
     def limit_left(self, output: int) -> int:
         """How many events the output may still take."""
@@ -350,6 +362,12 @@ def pack_fetches(fetches: Sequence[FetchSpec]) -> object:
         for at, when in enumerate(one.when):
             target.when[at].offset, target.when[at].size, target.when[at].value = when
     return array
+
+
+def copy(batch: CData) -> Batch:
+    """An rs_batch that stays."""
+    data = ffi.buffer(batch.data, batch.length)[:]
+    return Batch(data, batch.events, batch.first_time, batch.last_time)
 
 
 def clock() -> int:

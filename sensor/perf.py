@@ -488,7 +488,7 @@ class Rings:
         self._closer = ThreadPoolExecutor(_CLOSERS, "ringside-close")
         self._closing: list[Future[None]] = []
         self._overlaps: list[tuple[int, KernelEvent, _Opened]] = []  # since when, whose, what was replaced
-        self._released = dict.fromkeys(Lane, 0)
+        self._released: dict[Lane, int] = {}  # whose last event went, when
         self._at_close: list[Callable[[], None]] = []
         self.open_events: list[KernelEvent] = []
         self.scope: Callable[[Iterable[int]], tuple[str, ...]] = lambda _outputs: ()  # see scope.py
@@ -533,11 +533,13 @@ class Rings:
                 *(lane.value, self._sizes[lane] >> 10, size >> 10, _LOCKED),
             )
         self._users[lane] += 1
+        self._released.pop(lane, None)
 
     def release(self, lane: Lane) -> None:
         """One event less. The rings stay until the drain has emptied them."""
         self._users[lane] -= 1
-        self._released[lane] = clock()
+        if not self._users[lane]:
+            self._released[lane] = clock()
 
     def retire(self, of: KernelEvent, events: list[tuple[int, int, int]]) -> None:
         """Disable perf events now, and close them when their records have been read."""
@@ -582,6 +584,13 @@ class Rings:
         """Do it, in a later `settle`, when the perf events retired so far are closed."""
         self._later.append((clock(), work))
 
+    @property
+    def unsettled(self) -> bool:
+        """True if something waits for `settle`."""
+        return bool(
+            self._retired or self._closing or self._overlaps or self._offline or self._released or self._later
+        )
+
     def settle(self, until: int = 1 << 64, *, wait: bool = False) -> None:
         """After all records from before `until` were read: close what only they still needed.
 
@@ -603,10 +612,10 @@ class Rings:
             _, one = self._offline.pop(0)
             lib.rs_ring_close(self.engine.handle, one.ring)
             os.close(one.fd)
-        for lane, users in self._users.items():
-            if users == 0 and self._released[lane] < until:
-                for cpu in [cpu for cpu, other in self._rings if other is lane]:
-                    self._close(cpu, lane)
+        for lane in [lane for lane, when in self._released.items() if when < until]:
+            del self._released[lane]
+            for cpu in [cpu for cpu, other in self._rings if other is lane]:
+                self._close(cpu, lane)
         while self._later and self._later[0][0] < until and not self._closing:
             self._later.pop(0)[1]()
 

@@ -14,8 +14,12 @@ import struct
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from ._perf import ffi, lib
+
 if TYPE_CHECKING:
     from grpclib.server import Stream
+
+    from ._perf import CData
 
 log = logging.getLogger(__name__)
 
@@ -34,22 +38,50 @@ class BatchSender:
     def __init__(self, stream: Stream[bytes, bytes]) -> None:
         self._stream = stream
         self._parts = _inner_parts(stream)
+        self._turn = asyncio.Lock()
+        if self._parts is not None:
+            self._turn = _turns.setdefault(self._parts[0].connection, self._turn)
+
+    def send_now(self, batch: CData) -> bool:
+        """Send an rs_batch past the transport if that can be done at once; False, and nothing sent, if not.
+
+        Not while `send` runs.
+        """
+        if self._parts is None or self._turn.locked():
+            return False
+        inner, h2, h2_stream, transport, descriptor = self._parts
+        size, frame = _PREFIX.size + batch.length, h2.max_outbound_frame_size
+        if size > h2_stream.outbound_flow_control_window or size > h2.outbound_flow_control_window:
+            return False
+        if transport.get_write_buffer_size() or transport.is_closing():
+            return False
+        sent: int = lib.rs_send_message(descriptor, batch.data, batch.length, inner.id, frame)
+        if sent <= 0:  # full, or its end, of which the transport will hear
+            return False
+        h2.outbound_flow_control_window -= size
+        h2_stream.outbound_flow_control_window -= size
+        if sent < size + _FRAME.size * -(-size // frame):
+            pieces = _pieces(ffi.buffer(batch.data, batch.length)[:])
+            out: list[bytes | memoryview] = []
+            for at in range(0, size, frame):
+                out += self._frame(pieces, min(frame, size - at))
+            transport.write(b"".join(out)[sent:])
+        return True
 
     async def send(self, data: bytes) -> None:
         """Send one message; waits for the peer's flow control and the transport."""
         if self._parts is None:
             await self._stream.send_message(data)
             return
-        inner, h2, h2_stream, _ = self._parts
-        pieces = [memoryview(_PREFIX.pack(0, len(data))), memoryview(data)]
+        inner, h2, h2_stream, *_ = self._parts
+        pieces = _pieces(data)
         left = _PREFIX.size + len(data)
-        turn = _turns.setdefault(inner.connection, asyncio.Lock())
         while left:
             await inner.connection.write_ready.wait()
             if h2_stream.outbound_flow_control_window <= 0:
                 await _update(inner)
-            elif h2.outbound_flow_control_window <= 0 or turn.locked():
-                async with turn:
+            elif h2.outbound_flow_control_window <= 0 or self._turn.locked():
+                async with self._turn:
                     while left and h2_stream.outbound_flow_control_window > 0:
                         if h2.outbound_flow_control_window <= 0:
                             await _update(inner)
@@ -62,26 +94,36 @@ class BatchSender:
     def _write(self, pieces: list[memoryview], left: int) -> int:
         """Write a frame of what is left, if the windows are open; how much of it went out."""
         assert self._parts is not None
-        inner, h2, h2_stream, transport = self._parts
+        _, h2, h2_stream, transport, _ = self._parts
         window = min(h2.outbound_flow_control_window, h2_stream.outbound_flow_control_window)
         if window <= 0:
             return 0
         size: int = min(window, h2.max_outbound_frame_size, left)
-        out = [_FRAME.pack(size >> 8, size & 0xFF, _DATA, 0, inner.id)]
-        need = size
-        while need:
-            piece = pieces[0]
-            out.append(piece[:need])  # type: ignore[arg-type]
-            if len(piece) > need:
-                pieces[0] = piece[need:]
-                need = 0
-            else:
-                need -= len(piece)
-                pieces.pop(0)
         h2.outbound_flow_control_window -= size
         h2_stream.outbound_flow_control_window -= size
-        transport.writelines(out)
+        transport.writelines(self._frame(pieces, size))
         return size
+
+    def _frame(self, pieces: list[memoryview], size: int) -> list[bytes | memoryview]:
+        """A frame of so many bytes, which are taken off the pieces."""
+        assert self._parts is not None
+        out: list[bytes | memoryview] = [_FRAME.pack(size >> 8, size & 0xFF, _DATA, 0, self._parts[0].id)]
+        while size:
+            piece = pieces[0]
+            if len(piece) > size:
+                out.append(piece[:size])
+                pieces[0] = piece[size:]
+                size = 0
+            else:
+                out.append(piece)
+                size -= len(piece)
+                pieces.pop(0)
+        return out
+
+
+def _pieces(data: bytes) -> list[memoryview]:
+    """What a message is made of."""
+    return [memoryview(_PREFIX.pack(0, len(data))), memoryview(data)]
 
 
 async def _update(inner: Any) -> None:
@@ -90,14 +132,17 @@ async def _update(inner: Any) -> None:
     await inner.window_updated.wait()
 
 
-def _inner_parts(stream: Any) -> tuple[Any, Any, Any, Any] | None:
+def _inner_parts(stream: Any) -> tuple[Any, Any, Any, Any, int] | None:
     try:
         inner = stream._stream
         h2 = inner._h2_connection
         h2_stream = h2.streams[inner.id]
-        parts = (inner, h2, h2_stream, inner._transport)
+        transport = inner._transport
+        parts = (inner, h2, h2_stream, transport, transport.get_extra_info("socket").fileno())
         ready = (
-            callable(inner._transport.writelines),
+            callable(transport.writelines),
+            transport.get_write_buffer_size(),
+            transport.is_closing(),
             inner.connection.write_ready.wait,
             inner.window_updated.wait,
             min(

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import secrets
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -17,7 +16,7 @@ from ringside.api.v0 import Subscription
 
 from ._perf import lib
 from .config import Config
-from .engine import Engine, clock
+from .engine import Engine, check, clock
 from .errors import KernelError, SetupError, UnservableError
 from .events import Family, Mechanism
 from .events.container import ContainerFamily
@@ -50,9 +49,9 @@ _RECORD, _FULL, _LOST, _UNKNOWN, _CORRUPT, _YIELD, _CGROUP = (  # a look at lib 
 )
 _BUDGET = 1 << 14  # records between two turns for others
 _TURNS = 1 << 9  # lifecycle records between them
-_IDLE_INTERVAL = 0.1  # s between drains while nobody listens
+_IDLE_INTERVAL = 100_000_000  # ns between drains while nobody listens
 _QUIET = 2.5  # drain intervals between drains that find nothing, at most: a wake-up costs more than a drain
-_AGAIN = 0.001  # s until a record that waits is tried again
+_AGAIN = 1_000_000  # ns until a record that waits is tried again
 _HOUSEKEEPING = 1.0  # s
 _INIT_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO, include/linux/proc_ns.h
 
@@ -65,7 +64,6 @@ class Sensor:
         self.outputs: dict[int, Output] = {}
         self._shared: dict[bytes, Output] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._timer: asyncio.TimerHandle | None = None
         self._soon: asyncio.Handle | None = None
         self._closing: list[Callable[[], None]] = []
         self._running = False
@@ -73,6 +71,7 @@ class Sensor:
         self._stopping = False
         self._resync = False  # lifecycle records were lost
         self._losses_at = 0
+        self._every = 0  # ns between two drains, as the timer is set
         self._quiet = 1.0  # how many drain intervals to wait
         self._seen = 0  # records, up to the last drain
 
@@ -103,6 +102,9 @@ class Sensor:
         self.rings = Rings(self.engine, config.ring_size, config.lifecycle_ring_size, config.ring_total)
         self._closing.append(self.rings.close)
         self._loop = asyncio.get_running_loop()
+        self._timer = check(lib.rs_timer_open(), "timerfd_create")
+        self._loop.add_reader(self._timer, self._drain_now)
+        self._closing.append(self._close_timer)
         self.rings.on_open = lambda fd: self._loop.add_reader(fd, self._drain_now)
         self.rings.on_close = self._forget_reader
         self._hotplug = HotplugSocket()
@@ -152,9 +154,8 @@ class Sensor:
     async def close(self) -> None:
         """End all streams, remove everything from the kernel. Idempotent."""
         self._running = False
-        for handle in (self._timer, self._soon):
-            if handle is not None:
-                handle.cancel()
+        if self._soon is not None:
+            self._soon.cancel()
         await self.stop_streams()
         tasks = list(self._tasks)
         for task in tasks:
@@ -171,6 +172,10 @@ class Sensor:
             self._leave(subscriber)
             subscriber.end(SensorStopped())
         await asyncio.sleep(0)
+
+    def _close_timer(self) -> None:
+        self._forget_reader(self._timer)
+        os.close(self._timer)
 
     def _forget_reader(self, descriptor: int) -> None:
         self._loop.remove_reader(descriptor)
@@ -249,13 +254,12 @@ class Sensor:
 
     def publish(self, outputs: Sequence[int], when: int, body: bytes, container: int = 0) -> int:
         """An event of no process."""
-        self.engine.set_publish_time(time.time_ns() // 1000)
         return self.engine.emit(outputs, when, body, container=container)
 
     def flush(self, output: Output) -> None:
         """Send on what an output has, and end its streams if its limit is reached."""
         output.flush()
-        if not self.engine.limit_left(output.number):
+        if output.request.limit and not self.engine.limit_left(output.number):
             for subscriber in output.subscribers:
                 subscriber.end()
 
@@ -281,10 +285,9 @@ class Sensor:
     # -- the drain ---------------------------------------------------------------------------------
 
     def _drain_now(self) -> None:
-        for handle in (self._timer, self._soon):
-            if handle is not None:
-                handle.cancel()
-        self._timer = self._soon = None
+        if self._soon is not None:
+            self._soon.cancel()
+            self._soon = None
         if not self._running:
             return
         try:
@@ -297,17 +300,17 @@ class Sensor:
         if delay == 0:
             self._soon = self._loop.call_soon(self._drain_now)
         else:
-            self._timer = self._loop.call_later(delay, self._drain_now)
+            lib.rs_timer_every(self._timer, delay, delay == self._every)
+            self._every = delay
 
     def drain_once(self) -> None:
         """Read the rings now, whoever waits for what is in them."""
         self._drain()
 
-    def _drain(self) -> float:
-        """Read the rings; how long until the next time, in seconds, 0 if there is more at once."""
+    def _drain(self) -> int:
+        """Read the rings; how long until the next time, in ns, 0 if there is more at once."""
         engine, handlers, stop = self.engine, self.process_family.handlers, self.engine.stop
-        engine.set_publish_time(time.time_ns() // 1000)
-        delay = -1.0
+        delay = -1
         budget, turns = _BUDGET, _TURNS
         drain, handle = lib.rs_drain, engine.handle  # for each record: straight to C
         while True:
@@ -337,20 +340,22 @@ class Sensor:
             else:
                 self.processes.look_for_foreign(stop.time)
                 self._drained = stop.time
-                self.rings.settle(self._drained)
+                if self.rings.unsettled:
+                    self.rings.settle(self._drained)
                 if self._resync:
                     self._resync = False
                     self.processes.resync()
                 break
-        for output in list(self.outputs.values()):
-            self.flush(output)
+        for number in engine.gathered():
+            if number in self.outputs:
+                self.flush(self.outputs[number])
         return self._interval() if delay < 0 else delay
 
-    def _interval(self) -> float:
-        """Seconds until the next drain: more if the last ones found nothing."""
+    def _interval(self) -> int:
+        """ns until the next drain: more if the last ones found nothing."""
         before, self._seen = self._seen, self.engine.records
         self._quiet = 1.0 if self._seen != before else min(1.5 * self._quiet, _QUIET)
-        return self._quiet * self.config.drain_interval / 1e9 if self.outputs else _IDLE_INTERVAL
+        return int(self._quiet * self.config.drain_interval) if self.outputs else _IDLE_INTERVAL
 
     def _lost(self, corrupt: bool) -> None:
         stop = self.engine.stop
@@ -489,7 +494,7 @@ class Sensor:
         if output is not None:
             self._drain_now()
             if self._drained < output.until:  # much waits; what belongs to the subscription is among it
-                self._expire_in(_AGAIN, subscriber)
+                self._expire_in(_AGAIN / 1e9, subscriber)
             else:
                 subscriber.end()
 

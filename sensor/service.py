@@ -98,6 +98,7 @@ class TelemetryService:
             async with self._sensor.subscribe(request.subscription) as subscriber:
                 await stream.send_initial_metadata()
                 sender = BatchSender(stream)
+                subscriber.send_now = sender.send_now
                 async for message in subscriber:
                     await sender.send(message)
         except RingsideError as error:

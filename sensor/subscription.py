@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
@@ -23,12 +23,13 @@ from ringside.api.v0 import (
     ThrottleModifierIntervalType,
 )
 
-from .engine import Batch, clock
+from .engine import Batch, clock, copy
 from .errors import RequestError, RingsideError, UnservableError
 from .events import Want
 from .events.bulk import attach_all, detach_all
 
 if TYPE_CHECKING:
+    from ._perf import CData
     from .sensor import Sensor
 
 log = logging.getLogger(__name__)
@@ -102,7 +103,8 @@ class Subscriber:
         self._size = queue_size
         self._queue: deque[Batch | Loss | bytes] = deque()
         self._waiting = 0  # bytes in the queue
-        self._wake = asyncio.Event()
+        self._waiter: asyncio.Future[None] | None = None  # while nothing is there to be taken
+        self.send_now: Callable[[CData], bool] | None = None  # an rs_batch past the queue, if it can be
         self._room = asyncio.Event()
         self._ended = False
         self._error: RingsideError | None = None
@@ -113,6 +115,13 @@ class Subscriber:
         self.sent = 0
 
     # -- filling it --------------------------------------------------------------------------------
+
+    def pass_on(self, batch: CData) -> bool:
+        """Send an rs_batch right now; False if that can't be: others are before it, or nobody takes them."""
+        if self.send_now is None or self._waiter is None or self._waiter.done() or not self.send_now(batch):
+            return False
+        self.sent += batch.events  # whoever iterates waits for more, and need not wake up for these
+        return True
 
     def offer(self, batch: Batch) -> None:
         """Events for this subscriber; counted and dropped if too much is waiting already."""
@@ -127,7 +136,7 @@ class Subscriber:
             return
         self._queue.append(batch)
         self._waiting += len(batch.data)
-        self._wake.set()
+        self._wake()
 
     def report(self, loss: Loss) -> None:
         """Tell of lost events, in its place in the stream."""
@@ -143,19 +152,23 @@ class Subscriber:
                 break
         else:
             self._queue.append(loss)
-        self._wake.set()
+        self._wake()
 
     def tell(self, *statuses: Status) -> None:
         """A message of statuses."""
         self._queue.append(bytes(GetEventsResponse(statuses=list(statuses))))
-        self._wake.set()
+        self._wake()
 
     def end(self, error: RingsideError | None = None) -> None:
         """Nothing more comes; what waits is still delivered, then `error` raised if there is one."""
         if not self._ended:
             self._ended = True
             self._error = error
-            self._wake.set()
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     # -- emptying it -------------------------------------------------------------------------------
 
@@ -168,8 +181,11 @@ class Subscriber:
                 if self._error is not None:
                     raise self._error
                 raise StopAsyncIteration
-            self._wake.clear()
-            await self._wake.wait()
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
         item = self._queue.popleft()
         if isinstance(item, Loss):
             return bytes(GetEventsResponse(statuses=[item.status()]))
@@ -259,10 +275,16 @@ class Output:
 
     def flush(self) -> None:
         """Hand what the engine gathered to the subscribers."""
-        batch = self.sensor.engine.take(self.number)
-        if batch is not None:
-            for subscriber in self.subscribers:
-                subscriber.offer(batch)
+        engine = self.sensor.engine
+        batch = engine.look(self.number)
+        if not batch.events:
+            return
+        left = [one for one in self.subscribers if not one.pass_on(batch)]
+        if left:
+            kept = copy(batch)
+            for one in left:
+                one.offer(kept)
+        engine.drop(self.number)
 
     async def room(self, ahead: int) -> None:
         """Wait until every subscriber has less than so many bytes waiting."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import ctypes
+import errno
 import mmap
 import os
 import random
 import re
+import socket
 import struct
 import time
 from collections.abc import Iterator
@@ -1153,6 +1155,7 @@ def test_impossible_requests_are_refused(rig: Calls) -> None:
     assert lib.rs_ring_attach(handle, ffi.NULL, 0, PAGE, 0) < 0
     lib.rs_output_clear(handle, 4711)
     lib.rs_output_reset(handle, 4711)
+    assert lib.rs_output_next(handle, 4711) == -1
     lib.rs_ring_close(handle, 4711)
     lib.rs_ring_close(handle, -1)
     assert lib.rs_output_left(handle, 4711) == 0
@@ -1208,6 +1211,49 @@ def test_the_stub_has_what_the_module_has() -> None:
         if re.match("rs_|RS_", name)
     }
     assert told == have
+
+
+# --- sending
+
+
+def received(data: bytes) -> list[tuple[int, int, int, bytes]]:
+    """Frames: length, type and flags, stream, content (RFC 9113, 4.1)."""
+    found = []
+    while data:
+        size, kind = int.from_bytes(data[:3], "big"), int.from_bytes(data[3:5], "big")
+        found.append((size, kind, int.from_bytes(data[5:9], "big"), data[9 : 9 + size]))
+        data = data[9 + size :]
+    return found
+
+
+@given(st.integers(0, 2000), st.integers(5, 700), st.integers(1, 2**31 - 1))
+def test_a_message_goes_out_in_frames(length: int, frame: int, stream: int) -> None:
+    message = random.Random(length).randbytes(length)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        sent = lib.rs_send_message(ours.fileno(), ffi.new("uint8_t[]", message), length, stream, frame)
+        if -(-(length + 5) // frame) > 16:
+            assert sent == -errno.EMSGSIZE
+            return
+        frames = received(theirs.recv(1 << 16))
+    assert sent == sum(9 + size for size, *_ in frames)
+    assert all((kind, to) == (0, stream) for _, kind, to, _ in frames)
+    assert all(size == frame for size, *_ in frames[:-1])
+    assert 0 < frames[-1][0] <= frame
+    whole = b"".join(content for *_, content in frames)
+    assert whole == b"\0" + length.to_bytes(4, "big") + message
+
+
+def test_what_a_socket_does_not_take_is_not_waited_for() -> None:
+    message = ffi.new("uint8_t[]", 1 << 20)
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+            sent = lib.rs_send_message(ours.fileno(), message, 1 << 20, 1, 1 << 18)
+            assert 0 < sent < 1 << 20
+            assert lib.rs_send_message(ours.fileno(), message, 1 << 20, 1, 1 << 18) == -errno.EAGAIN
+        assert lib.rs_send_message(ours.fileno(), message, 10, 1, 1 << 14) == -errno.EPIPE
 
 
 # --- the courier, on a ring in a file and with this very process's memory
@@ -1316,6 +1362,27 @@ def test_text_at_the_very_end_of_a_mapping(rig: Calls) -> None:
         libc.mprotect(ctypes.c_void_p(address + PAGE), PAGE, 3)
         del view
     assert [one.event.file.filename for one in told] == ["/the/end", "/end"]
+
+
+def test_several_records_at_once_each_get_their_own(rig: Calls) -> None:
+    """Of one process and of others, with addresses where nothing is among them."""
+    texts = [f"/name/{number}/".encode() + b"x" * (number * 37 % 700) for number in range(40)]
+    buffers = [ctypes.create_string_buffer(text) for text in texts]
+    drawn = random.Random(5)
+    want, records = [], []
+    for text, buffer in zip(texts, buffers, strict=True):
+        address, pid = ctypes.addressof(buffer), os.getpid()
+        kind = drawn.choice(["there", "there", "there", "nowhere", "none", "gone"])
+        if kind == "gone":
+            pid = 2**22 + 5
+        records.append(opening({"nowhere": 8, "none": 0}.get(kind, address), pid=pid))
+        want.append(text.decode() if kind == "there" else "")
+    with couriered(rig) as ring:
+        pointer_source(rig, Fetch("filename", {"filename": Side(0, 4096)}, FetchKind.TEXT))
+        set_fetch(rig, FetchKind.TEXT)
+        ring.write(*records)
+        told = drain_until(rig, len(want), rig.all)
+    assert [one.event.file.filename for one in told] == want
 
 
 def test_blocks_are_as_long_as_the_caller_said(rig: Calls) -> None:

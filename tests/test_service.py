@@ -245,6 +245,37 @@ async def test_streams_that_always_have_more_leave_others_their_turn(peer: Peer,
         await call.until(lambda call: len(call.messages) > 10)
 
 
+@pytest.mark.parametrize("window", [1 << 24, 1 << 17])
+async def test_a_client_that_stalls_gets_everything_whole_and_in_order(
+    served: Served, kernel: FakeKernel, sensor: Sensor, window: int
+) -> None:
+    """More than its socket takes, and less and more than the window lets through."""
+    peer = await Peer.connect(served.path, window=window)
+    try:
+        call = await peer.call(WANTED).answer()
+        peer.h2.increment_flow_control_window(window, call.number)
+        peer.flush()
+        reading: Any = peer.writer.transport
+        for issued in range(2000, 12001, 2000):
+            for _ in range(2000):
+                kernel.enter(39)
+            while sensor.engine.counters()["events"] < issued:
+                sensor.drain_once()
+                await asyncio.sleep(0)
+            if issued == 4000:
+                reading.pause_reading()
+        reading.resume_reading()
+        await call.until(
+            lambda call: sum(len(Response.FromString(one).events) for one in call.messages) >= issued
+        )
+        told = [event.event for one in call.messages for event in Response.FromString(one).events]
+        numbers = [one.sensor_sequence_number for one in told]
+        assert [one.syscall.id for one in told] == [39] * issued
+        assert numbers == sorted(set(numbers))
+    finally:
+        await peer.close()
+
+
 # --- anything at all
 
 
