@@ -24,6 +24,7 @@ ffibuilder.set_source(
             "_outputs.c",
             "_rings.c",
             "_bpf.c",
+            "_uring.c",
             "_courier.c",
         )
     ],
