@@ -32,7 +32,7 @@ SOCKADDR = 110  # bytes that are read: struct sockaddr_un has as many
 _ARGUMENTS = 16  # where they are in the tracepoint's record, 8 bytes each
 _WAYS = ("enter", "exit")
 _SIX = 48  # bytes of them
-_PENDING = bpf.Map("pending", bpf.MapType.LRU_HASH, 8, _SIX, 4096)  # by thread
+_PENDING = bpf.Map("pending", bpf.MapType.LRU_HASH, 8, _SIX, 4096, kept=True)  # by thread
 
 # what is behind the fixed part is there as far as it could be read
 OPENED, OPENED_SIZE = bpf.record_format("open", flags="s32", mode="u32", filename="char")
