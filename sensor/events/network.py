@@ -49,6 +49,7 @@ RING_RESULTS = "network results by io_uring"
 _SOCKADDR = 112  # bytes that are fetched: struct sockaddr_un has 110
 _INET, _INET6, _UNIX = int(socket.AF_INET), int(socket.AF_INET6), int(socket.AF_UNIX)
 _Type = NetworkEventType
+_NARROW = "32-bit "
 _LEN, _ADDR_LEN = 24, 44  # where a request's entry has these
 
 
@@ -410,7 +411,10 @@ class NetworkFamily:
             rung = self.ladder.reached()
             note = ring.note(rung.best_effort if action.has_address else "")
             events = self._attempts(rung.name, action)
-            wants = [BulkWant.of(FAMILY, event, expression, note=note) for event in events.values()]
+            wants = [
+                BulkWant.of(FAMILY, event, _of_width(name, event, expression), note=note)
+                for name, event in events.items()
+            ]
             if rung.name != "kprobe":
                 wants += self._foreign_wants(action, expression, note)
 
@@ -470,6 +474,8 @@ class NetworkFamily:
                 if call.symbol and call.symbol not in seen:  # accept and accept4 meet in one function
                     seen.add(call.symbol)
                     events[call.name] = self._by_kprobe(action, call)
+                    if call.message:
+                        events[_NARROW + call.name] = self._by_kprobe(action, call, narrow=True)
             else:
                 record = self._record(f"sys_enter_{call.name}")
                 if record is not None:
@@ -480,11 +486,16 @@ class NetworkFamily:
             )
         return events
 
-    def _by_kprobe(self, action: Action, call: Call) -> BulkEvent:
+    def _by_kprobe(self, action: Action, call: Call, *, narrow: bool = False) -> BulkEvent:
+        """`narrow`: for 32-bit callers, whose pointers in memory no fetcharg follows. The courier does."""
         arguments = [("fd", "$arg1:s32")]
         if call.backlog:
             arguments.append(("backlog", f"$arg{call.backlog}:s32"))
         if call.message:
+            arguments.append(("narrow", f"$arg{call.message + 1}:b1@31/32"))  # MSG_CMSG_COMPAT of the flags
+        if narrow:
+            arguments.append(("message", f"$arg{call.message}:u64"))
+        elif call.message:
             pointer = f"+u0($arg{call.message})"
             arguments += _address_arguments(pointer, f"+u8($arg{call.message}):s32")
         elif call.address:
@@ -641,16 +652,28 @@ def _attempt_table(action: Action, record: Format) -> Table:
     body: list[Any] = [("type", action.attempt), fd]
     if "block0" in record:
         body.append(View("block0", [("address", ADDRESS)], _SOCKADDR, count="length"))
+    if "message" in record:
+        then = [("address", ADDRESS)]
+        body.append(Fetch("message", then, kind=FetchKind.NAME, length=_SOCKADDR - 2, narrow=True))
     if "backlog" in record:
         body.append(("backlog", Kernel("backlog")))
     return {"network": body}
 
 
+def _of_width(name: str, event: BulkEvent, expression: Expression) -> Expression:
+    """The expression, of 32-bit callers only or of others, where two probes see both."""
+    if "narrow" not in event.fields:
+        return expression
+    return all_of([Predicate(Op.EQ, "narrow", int(name.startswith(_NARROW))), expression])
+
+
 def _probe_fields(record: Format) -> Fields:
     fields: dict[str, FieldInfo] = {}
-    for name in ("fd", "backlog", "opcode"):
+    for name in ("fd", "backlog", "opcode", "narrow"):
         if name in record and (info := FieldInfo.of(record[name])) is not None:
             fields[name] = info
+    if "message" in record:
+        fields.update(address_fields())
     if "block0" in record:
         fields.update(address_fields())
         for name, scalar, swapped, guard in (
