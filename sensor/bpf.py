@@ -44,7 +44,6 @@ LARGEST_ELEMENT = 32 << 10  # bytes of a per-CPU map's (PCPU_MIN_UNIT_SIZE)
 class MapType(IntEnum):
     """Kinds of maps, enum bpf_map_type."""
 
-    HASH = 1
     ARRAY = 2
     PERF_EVENT_ARRAY = 4
     PERCPU_ARRAY = 6
@@ -57,7 +56,6 @@ class Helper(IntEnum):
     MAP_LOOKUP_ELEM = 1
     MAP_UPDATE_ELEM = 2
     MAP_DELETE_ELEM = 3
-    KTIME_GET_NS = 5
     GET_CURRENT_PID_TGID = 14
     GET_CURRENT_COMM = 16
     PERF_EVENT_OUTPUT = 25

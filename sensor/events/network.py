@@ -50,7 +50,8 @@ _SOCKADDR = 112  # bytes that are fetched: struct sockaddr_un has 110
 _INET, _INET6, _UNIX = int(socket.AF_INET), int(socket.AF_INET6), int(socket.AF_UNIX)
 _Type = NetworkEventType
 _NARROW = "32-bit "
-_LEN, _ADDR_LEN = 24, 44  # where a request's entry has these
+_LEN = 24  # where the entry of a request has this
+_U16_LENGTH = "+44($arg2):b16@0/32"  # as an integer of 4 bytes, which a View counts by
 
 
 @dataclass(frozen=True)
@@ -145,9 +146,9 @@ ACTIONS = (
             Call("send", "", sub=9, words=4),
         ),
         (
-            Request("io_sendmsg_prep", (Opcode.SEND,), MORE, f"+{_ADDR_LEN}($arg2):u16"),
+            Request("io_sendmsg_prep", (Opcode.SEND,), MORE, _U16_LENGTH),
             Request("io_sendmsg_prep", (Opcode.SENDMSG,), message=AT_ADDRESS),
-            Request("io_send_zc_prep", (Opcode.SEND_ZC,), MORE, f"+{_ADDR_LEN}($arg2):u16"),
+            Request("io_send_zc_prep", (Opcode.SEND_ZC,), MORE, _U16_LENGTH),
             Request("io_send_zc_prep", (Opcode.SENDMSG_ZC,), message=AT_ADDRESS),
         ),
         True,
