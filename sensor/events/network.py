@@ -523,7 +523,10 @@ class NetworkFamily:
 
     def _ring_attempts(self, rung: str) -> dict[str, BulkEvent]:
         if rung == "kprobe":
-            return {"connect": self._ring_probes(ACTIONS[0])[0][0]}
+            probed = self._ring_probes(ACTIONS[0])
+            if not probed:
+                raise UnservableError(BY_RING, "no kprobes on what reads requests")
+            return {"connect": probed[0][0]}
         make = self._ring_program if rung == "program" else self._ring_tracepoint
         return self._ring_event(rung, make)
 
@@ -555,9 +558,8 @@ class NetworkFamily:
         return self._ring_event("exit", lambda: uring.completion_event(self._sensor, _OPCODES, cases))
 
     def _ring_probes(self, action: Action) -> list[tuple[BulkEvent, Sequence[Opcode]]]:
-        """Kprobes on what reads the action's requests, as far as this kernel has them."""
+        """Kprobes on what reads the action's requests, those that this kernel has."""
         found: list[tuple[BulkEvent, Sequence[Opcode]]] = []
-        problem = UnservableError(BY_RING, "no kprobes")
         for request in action.requests:
             arguments = [
                 ("opcode", "+0($arg2):u8"),
@@ -571,14 +573,8 @@ class NetworkFamily:
                 arguments += _address_arguments(f"+u0({message})", f"+u8({message}):s32")
             elif request.address:
                 arguments += _address_arguments(f"+{request.address}($arg2)", request.length)
-            try:
-                event = self._probe(action, "uring", request.symbol, arguments)
-            except UnservableError as error:
-                problem = error
-            else:
-                found.append((event, request.opcodes))
-        if not found:
-            raise problem
+            with suppress(UnservableError):
+                found.append((self._probe(action, "uring", request.symbol, arguments), request.opcodes))
         return found
 
     # -- the rungs ---------------------------------------------------------------------------------
