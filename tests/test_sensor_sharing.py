@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from ringside.api.v0 import (
@@ -12,7 +14,7 @@ from ringside.api.v0 import (
     FileEventType,
     SyscallEventFilter,
 )
-from ringside.sensor import perf
+from ringside.sensor import perf, subscription
 from ringside.sensor.engine import clock
 from ringside.sensor.errors import UnservableError
 from ringside.sensor.events import ladder
@@ -192,3 +194,25 @@ async def test_a_new_subscriber_gets_nothing_from_before(kernel: FakeKernel) -> 
             kernel.enter(1, 2)
             assert (await second.take(1))[0].syscall.arg0 == 2
             assert (await first.take(1))[0].syscall.arg0 == 2
+
+
+async def test_others_are_served_while_a_large_request_is_checked(kernel: FakeKernel) -> None:
+    """Between any two of its filters they come, get what they want, and go; it gets what it asked for."""
+    large = [SyscallEventFilter(type=ENTER, id=number) for number in range(100, 600)]
+    small = [SyscallEventFilter(type=ENTER, id=99)]
+    with mock.patch.object(subscription, "_SLICE", -1):
+        async with kernel.sensor() as sensor:
+            entering = asyncio.ensure_future((manager := reading(sensor, syscall_events=large)).__aenter__())
+            others = 0
+            while not entering.done():
+                async with reading(sensor, syscall_events=small) as other:
+                    kernel.enter(99, others)
+                    (told,) = await other.take(1)
+                    assert told.syscall.arg0 == others
+                    others += 1
+            reader = await entering
+            kernel.enter(599, 1)
+            (told,) = await reader.take(1)
+            assert told.syscall.id == 599
+            await manager.__aexit__(None, None, None)
+    assert others > 1
