@@ -15,7 +15,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -50,8 +50,9 @@ _SOCKADDR = 112  # bytes that are fetched: struct sockaddr_un has 110
 _INET, _INET6, _UNIX = int(socket.AF_INET), int(socket.AF_INET6), int(socket.AF_UNIX)
 _Type = NetworkEventType
 _NARROW = "32-bit "
-_LEN = 24  # where the entry of a request has this
-_U16_LENGTH = "+44($arg2):b16@0/32"  # as an integer of 4 bytes, which a View counts by
+# of the entry of a request of io_uring: where `len` is, and `addr_len` as an integer of 4 bytes, for a View
+_LEN = 24
+_ADDR_LEN = "+44($arg2):b16@0/32"
 
 
 @dataclass(frozen=True)
@@ -146,9 +147,9 @@ ACTIONS = (
             Call("send", "", sub=9, words=4),
         ),
         (
-            Request("io_sendmsg_prep", (Opcode.SEND,), MORE, _U16_LENGTH),
+            Request("io_sendmsg_prep", (Opcode.SEND,), MORE, _ADDR_LEN),
             Request("io_sendmsg_prep", (Opcode.SENDMSG,), message=AT_ADDRESS),
-            Request("io_send_zc_prep", (Opcode.SEND_ZC,), MORE, _U16_LENGTH),
+            Request("io_send_zc_prep", (Opcode.SEND_ZC,), MORE, _ADDR_LEN),
             Request("io_send_zc_prep", (Opcode.SENDMSG_ZC,), message=AT_ADDRESS),
         ),
         True,
@@ -295,6 +296,7 @@ _FOREIGN = tuple(
 FOREIGN_ATTEMPTS: Table = [one.attempt() for one in _FOREIGN]
 FOREIGN_RESULTS: Table = [one.result() for one in _FOREIGN]
 
+_NOT_FIXED = Predicate(Op.EQ, "fixed", 0)
 _OPCODES = tuple(opcode for action in ACTIONS for opcode in action.opcodes)
 
 
@@ -519,66 +521,6 @@ class NetworkFamily:
         except RequestError as error:
             raise UnservableError(FAMILY, str(error)) from error
 
-    # -- io_uring ----------------------------------------------------------------------------------
-
-    def _ring_attempts(self, rung: str) -> dict[str, BulkEvent]:
-        if rung == "kprobe":
-            probed = self._ring_probes(ACTIONS[0])
-            if not probed:
-                raise UnservableError(BY_RING, "no kprobes on what reads requests")
-            return {"connect": probed[0][0]}
-        make = self._ring_program if rung == "program" else self._ring_tracepoint
-        return self._ring_event(rung, make)
-
-    def _ring_event(self, rung: str, make: Callable[[], BulkEvent]) -> dict[str, BulkEvent]:
-        if (rung, "io_uring") not in self._tracepoints:
-            self._tracepoints[rung, "io_uring"] = make()
-        return {"requests": self._tracepoints[rung, "io_uring"]}
-
-    def _ring_program(self) -> BulkEvent:
-        view = View("block", [("address", ADDRESS)], _SOCKADDR, count="length")
-        cases = _ring_table(
-            lambda action: [
-                ("type", action.attempt),
-                _ring_descriptor(),
-                *([view] if action.has_address else []),
-                *([("backlog", Kernel("backlog"))] if action.attempt is _Type.LISTEN_ATTEMPT else []),
-            ]
-        )
-        own = fields_of(REQUESTED)
-        fields = {**{name: own[name] for name in ("fd", "backlog", "opcode")}, **address_fields()}
-        build = partial(uring.network_request, opcodes=_OPCODES)
-        return uring.request_event(self._sensor, build, cases, fields)
-
-    def _ring_tracepoint(self) -> BulkEvent:
-        return uring.bare_event(self._sensor, _ring_table(lambda action: [("type", action.attempt)]))
-
-    def _ring_completions(self) -> dict[str, BulkEvent]:
-        cases = _ring_table(lambda action: [("type", action.result), ("result", Kernel("ret"))])
-        return self._ring_event("exit", lambda: uring.completion_event(self._sensor, _OPCODES, cases))
-
-    def _ring_probes(self, action: Action) -> list[tuple[BulkEvent, Sequence[Opcode]]]:
-        """Kprobes on what reads the action's requests, those that this kernel has."""
-        found: list[tuple[BulkEvent, Sequence[Opcode]]] = []
-        for request in action.requests:
-            arguments = [
-                ("opcode", "+0($arg2):u8"),
-                ("fixed", "+1($arg2):b1@0/8"),
-                ("fd", f"+{uring.FD}($arg2):s32"),
-            ]
-            if request.backlog:
-                arguments.append(("backlog", f"+{request.backlog}($arg2):s32"))
-            if request.message:
-                message = f"+{request.message}($arg2)"
-                arguments += _address_arguments(f"+u0({message})", f"+u8({message}):s32")
-            elif request.address:
-                arguments += _address_arguments(f"+{request.address}($arg2)", request.length)
-            with suppress(UnservableError):
-                found.append((self._probe(action, "uring", request.symbol, arguments), request.opcodes))
-        return found
-
-    # -- the rungs ---------------------------------------------------------------------------------
-
     def _by_program(self, action: Action) -> BulkEvent:
         if ("program", action.attempt.name) not in self._tracepoints:
             programs = {
@@ -636,6 +578,64 @@ class NetworkFamily:
             )
         return self._tracepoints[rung, call]
 
+    # -- io_uring ----------------------------------------------------------------------------------
+
+    def _ring_attempts(self, rung: str) -> dict[str, BulkEvent]:
+        if rung == "kprobe":
+            probed = self._ring_probes(ACTIONS[0])
+            if not probed:
+                raise UnservableError(BY_RING, "no kprobes on what reads requests")
+            return {"connect": probed[0][0]}
+        make = self._ring_program if rung == "program" else self._ring_tracepoint
+        return self._ring_event(rung, make)
+
+    def _ring_event(self, rung: str, make: Callable[[], BulkEvent]) -> dict[str, BulkEvent]:
+        if (rung, "io_uring") not in self._tracepoints:
+            self._tracepoints[rung, "io_uring"] = make()
+        return {"requests": self._tracepoints[rung, "io_uring"]}
+
+    def _ring_program(self) -> BulkEvent:
+        view = View("block", [("address", ADDRESS)], _SOCKADDR, count="length")
+        cases = _ring_table(
+            lambda action: [
+                ("type", action.attempt),
+                _ring_descriptor(),
+                *([view] if action.has_address else []),
+                *([("backlog", Kernel("backlog"))] if action.attempt is _Type.LISTEN_ATTEMPT else []),
+            ]
+        )
+        own = {name: info for name, info in fields_of(REQUESTED).items() if name not in ("length", "block")}
+        fields = {**own, "fd": replace(own["fd"], guard=_NOT_FIXED), **address_fields()}
+        build = partial(uring.network_request, opcodes=_OPCODES)
+        return uring.request_event(self._sensor, build, cases, fields)
+
+    def _ring_tracepoint(self) -> BulkEvent:
+        return uring.bare_event(self._sensor, _ring_table(lambda action: [("type", action.attempt)]))
+
+    def _ring_completions(self) -> dict[str, BulkEvent]:
+        cases = _ring_table(lambda action: [("type", action.result), ("result", Kernel("ret"))])
+        return self._ring_event("exit", lambda: uring.completion_event(self._sensor, _OPCODES, cases))
+
+    def _ring_probes(self, action: Action) -> list[tuple[BulkEvent, Sequence[Opcode]]]:
+        """Kprobes on what reads the action's requests, those that this kernel has."""
+        found: list[tuple[BulkEvent, Sequence[Opcode]]] = []
+        for request in action.requests:
+            arguments = [
+                ("opcode", "+0($arg2):u8"),
+                ("fixed", "+1($arg2):b1@0/8"),
+                ("fd", f"+{uring.FD}($arg2):s32"),
+            ]
+            if request.backlog:
+                arguments.append(("backlog", f"+{request.backlog}($arg2):s32"))
+            if request.message:
+                message = f"+{request.message}($arg2)"
+                arguments += _address_arguments(f"+u0({message})", f"+u8({message}):s32")
+            elif request.address:
+                arguments += _address_arguments(f"+{request.address}($arg2)", request.length)
+            with suppress(UnservableError):
+                found.append((self._probe(action, "uring", request.symbol, arguments), request.opcodes))
+        return found
+
 
 def _address_arguments(pointer: str, length: str) -> list[tuple[str, str]]:
     scalars = [(name, f"+u{offset}({pointer}):{kind}") for name, offset, kind in _SCALARS]
@@ -666,9 +666,11 @@ def _of_width(name: str, event: BulkEvent, expression: Expression) -> Expression
 
 def _probe_fields(record: Format) -> Fields:
     fields: dict[str, FieldInfo] = {}
-    for name in ("fd", "backlog", "opcode", "narrow"):
+    for name in ("fd", "backlog", "opcode", "fixed", "narrow"):
         if name in record and (info := FieldInfo.of(record[name])) is not None:
             fields[name] = info
+    if "fixed" in fields:
+        fields["fd"] = replace(fields["fd"], guard=_NOT_FIXED)
     if "message" in record:
         fields.update(address_fields())
     if "block0" in record:

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from ringside.api.v0 import Event, FileEventType, NetworkEventFilter, NetworkEventType
@@ -129,6 +130,7 @@ FILTERS: Sequence[tuple[NetworkEventType, str, Callable[[Called], bool]]] = (
     (T.CONNECT_ATTEMPT, "sin6_addr == fd00::abcd", lambda one: one[2] == ADDRESSES[1][1]),
     (T.SENDTO_ATTEMPT, "sun_path ~ '@ring*' && fd == 102", lambda one: str(one[2]).startswith("@ring")),
     (T.SENDTO_ATTEMPT, "fd > 1000000", lambda _: False),
+    (T.CONNECT_ATTEMPT, "fd < 3", lambda _: False),  # the number of a file that the ring keeps is none
     (T.ACCEPT_ATTEMPT, "fd == 101", lambda _: True),
 )
 
@@ -270,6 +272,16 @@ async def test_without_programs_and_probes(uring: Path) -> None:
                 assert told(opening) == ("", 0, 0)
                 assert connect.network is not None
                 assert connect.network.address is None
+
+
+async def test_where_the_sensor_may_have_no_ring(uring: Path) -> None:
+    """Others may: the way is taken that can be set up, though it can't be tried."""
+    with mock.patch("ringside.sensor.events.uring.make_request", return_value=False):
+        async with own_sensor() as sensor:
+            with running(uring) as program:
+                async with watching(sensor, by(program), file_events=[opened()]) as stream:
+                    expected = [open_(program, "/ringside-test/none/untried")]
+                    assert await opens(stream, program) == expected
 
 
 async def test_a_kernel_without_it_is_not_blamed() -> None:
