@@ -26,6 +26,7 @@ ffibuilder.set_source(
             "_lifecycle.c",
             "_rings.c",
             "_bpf.c",
+            "_uring.c",
             "_courier.c",
             "_loop.c",
         )

@@ -32,6 +32,26 @@ int rs_bpf_map_set(int map, const uint8_t *key, const uint8_t *value)
     return bpf(value ? BPF_MAP_UPDATE_ELEM : BPF_MAP_DELETE_ELEM, &attr) ? -errno : 0;
 }
 
+/* The key behind this one, or, with NULL, the first; -ENOENT if it was the last. */
+int rs_bpf_map_next(int map, const uint8_t *key, uint8_t *next)
+{
+    union bpf_attr attr = {0};
+    attr.map_fd = (uint32_t)map;
+    attr.key = address_of(key);
+    attr.next_key = address_of(next);
+    return bpf(BPF_MAP_GET_NEXT_KEY, &attr) ? -errno : 0;
+}
+
+/* A copy of a map's element; -ENOENT if there is none. */
+int rs_bpf_map_get(int map, const uint8_t *key, uint8_t *value)
+{
+    union bpf_attr attr = {0};
+    attr.map_fd = (uint32_t)map;
+    attr.key = address_of(key);
+    attr.value = address_of(value);
+    return bpf(BPF_MAP_LOOKUP_ELEM, &attr) ? -errno : 0;
+}
+
 /* Load a program for tracepoints; the descriptor, or -errno. With a log, the verifier says there what it did. */
 int rs_bpf_program(const char *name, const uint8_t *code, uint32_t count, uint8_t *log, uint32_t log_size)
 {

@@ -17,6 +17,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <linux/bpf.h>
+#include <linux/io_uring.h>
 #include <linux/perf_event.h>
 #include <poll.h>
 #include <pthread.h>
@@ -533,6 +534,7 @@ void rs_event_clear(rs_engine *e, uint64_t id)
 
 #include "_rings.c"
 #include "_bpf.c"
+#include "_uring.c"
 #include "_courier.c"
 #include "_loop.c"
 

@@ -222,6 +222,10 @@ int rs_bpf_map(uint32_t type, uint32_t key_size, uint32_t value_size, uint32_t e
 int rs_bpf_map_set(int map, const uint8_t *key, const uint8_t *value);
 int rs_bpf_program(const char *name, const uint8_t *code, uint32_t count, uint8_t *log, uint32_t log_size);
 int64_t rs_bpf_missed(int program);
+int rs_bpf_map_next(int map, const uint8_t *key, uint8_t *next);
+int rs_bpf_map_get(int map, const uint8_t *key, uint8_t *value);
+
+int rs_uring_request(const uint8_t *request);
 
 /* What the courier reads of a caller's memory, the moment a perf event's record is there. */
 enum {

@@ -44,7 +44,6 @@ LARGEST_ELEMENT = 32 << 10  # bytes of a per-CPU map's (PCPU_MIN_UNIT_SIZE)
 class MapType(IntEnum):
     """Kinds of maps, enum bpf_map_type."""
 
-    HASH = 1
     ARRAY = 2
     PERF_EVENT_ARRAY = 4
     PERCPU_ARRAY = 6
@@ -57,7 +56,6 @@ class Helper(IntEnum):
     MAP_LOOKUP_ELEM = 1
     MAP_UPDATE_ELEM = 2
     MAP_DELETE_ELEM = 3
-    KTIME_GET_NS = 5
     GET_CURRENT_PID_TGID = 14
     GET_CURRENT_COMM = 16
     PERF_EVENT_OUTPUT = 25
@@ -70,13 +68,17 @@ class Helper(IntEnum):
 
 @dataclass(frozen=True)
 class Map:
-    """A map to be made: sizes of keys and values in bytes, and the most entries."""
+    """A map to be made: sizes of keys and values in bytes, and the most entries.
+
+    `kept`: programs that take the place of others go on with what these have put there.
+    """
 
     name: str
     type: MapType
     key_size: int
     value_size: int
     entries: int
+    kept: bool = False
 
 
 # entries: one for each CPU there may be, known when it is made
@@ -349,6 +351,18 @@ class Loaded:
         if result < 0 and fd is not None:
             raise KernelError(f"output of {self.family} on CPU {cpu}", -result)
 
+    def inherit(self, other: Loaded) -> None:
+        """Take over what others, whose place these take, have kept; both may use it from now on."""
+        for one, from_ in other.maps.items():
+            if not one.kept or one not in self.maps:
+                continue
+            value = ffi.new("uint8_t[]", one.value_size)
+            for key in _keys(one, from_):
+                if lib.rs_bpf_map_get(from_, key, value) == 0:
+                    lib.rs_bpf_map_set(self.maps[one], key, value)
+                    if lib.rs_bpf_map_get(from_, key, value) != 0:  # it was used up meanwhile
+                        lib.rs_bpf_map_set(self.maps[one], key, ffi.NULL)
+
     def missed(self) -> int:
         """How often a program did not run, another running on that CPU; 0 where the kernel does not count."""
         return sum(max(0, lib.rs_bpf_missed(fd)) for _, fd in self.programs)
@@ -374,6 +388,17 @@ def load_programs(family: str, attachments: Sequence[Attachment]) -> Loaded:
         loaded.close()
         raise
     return loaded
+
+
+def _keys(one: Map, fd: int) -> list[bytes]:
+    """The keys in a map that others are changing."""
+    found: list[bytes] = []
+    key = ffi.new("uint8_t[]", one.key_size)
+    result = lib.rs_bpf_map_next(fd, ffi.NULL, key)
+    while result == 0 and len(found) < one.entries:
+        found.append(bytes(ffi.buffer(key)))
+        result = lib.rs_bpf_map_next(fd, found[-1], key)
+    return found
 
 
 def possible_cpus(path: Path = _POSSIBLE) -> int:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from . import bpf
 from .bpf import R1, R2, R7, R8, Code, Label, Reg
-from .expression import FALSE, And, Const, Op, Or, Predicate, glob_of
+from .expression import FALSE, And, Const, Op, Or, Predicate, glob_of, predicates
 from .glob import STAR, literal
 from .program import Kind, resolve
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .glob import Glob, Place
     from .program import FieldInfo, Fields
 
-_MOST_PREDICATES = (
+MOST_PREDICATES = (
     256  # beyond that C decides alone: 5.2 is the first kernel that takes more than 4096 instructions
 )
 _MOST_CODE = 3000
@@ -36,13 +36,15 @@ _OTHERWISE = {Op.LT: ">=", Op.LE: ">", Op.GT: "<=", Op.GE: "<", Op.EQ: "!=", Op.
 
 def condition(expression: Expression, fields: Fields, behind: int, refused: str) -> tuple[Code, ...]:
     """Code that goes on at `refused` where the expression is surely false; none if it says nothing."""
+    if len(predicates(expression)) > MOST_PREDICATES:  # guards, too, count among them, or it is surely false
+        return ()
     resolved = resolve(expression, fields)
     if resolved == FALSE:
         # no plain jump, behind which nothing could be reached
         return (bpf.alu(R1, "=", 0), bpf.jump_if(R1, "==", 0, refused))
     compiler = _Compiler(fields, behind)
     code = compiler.emit(resolved, "wanted", refused)
-    if compiler.predicates > _MOST_PREDICATES or len(code) > _MOST_CODE or not compiler.predicates:
+    if compiler.predicates > MOST_PREDICATES or len(code) > _MOST_CODE or not compiler.predicates:
         return ()
     return (*code, Label("wanted"))
 

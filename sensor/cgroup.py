@@ -110,12 +110,6 @@ def _container_in(component: str, components: list[str], position: int) -> tuple
     return None
 
 
-def container_id_from_cgroup(path: str) -> str | None:
-    """The id of the innermost container of a cgroup path, None for the host's."""
-    owner = owner_of_cgroup(path)
-    return None if owner is None else owner.id
-
-
 def owner_from_proc_cgroup(text: str) -> CgroupOwner | None:
     """The container that the content of /proc/PID/cgroup speaks of; None for the host.
 

@@ -5,6 +5,7 @@ What writes to the rings, and on which CPUs, is perf.py's.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from ._perf import CData
     from .program import Test
 
+_TEST = struct.Struct("@BBBHIIIQii")  # rs_test
+_ENTRY = struct.Struct("@IiqIi")  # rs_entry
 _COURIER_PRIORITY = 1  # SCHED_FIFO: before everything ordinary, and it sleeps nearly always
 
 
@@ -238,15 +241,13 @@ class Engine:
 
     def route(self, source: int, routes: Sequence[Route]) -> None:
         """Who gets the source's records, from now on."""
-        entries = ffi.new("rs_entry[]", max(1, len(routes)))
+        packed = bytearray()
         tests: list[Test] = []
-        for at, route in enumerate(sorted(routes, key=lambda one: one.output)):
-            entry = entries[at]
-            entry.output = route.output
-            entry.any = route.key is None
-            entry.key = 0 if route.key is None else route.key
-            entry.first_test = len(tests) if route.tests else lib.RS_ACCEPT
+        for route in sorted(routes, key=lambda one: one.output):
+            first = len(tests) if route.tests else lib.RS_ACCEPT
+            packed += _ENTRY.pack(route.output, first, route.key or 0, route.key is None, 0)
             tests.extend(route.tests)
+        entries = ffi.from_buffer("rs_entry[]", packed or bytes(_ENTRY.size))
         array, pool = pack_tests(tests)
         check(
             lib.rs_source_route(
@@ -339,17 +340,14 @@ def pack_plan(plan: Plan) -> tuple[object, int, bytes]:
 
 def pack_tests(tests: Sequence[Test]) -> tuple[object, bytes]:
     """Tests as C has them: array of rs_test, pool of texts."""
-    array = ffi.new("rs_test[]", max(1, len(tests)))
+    packed = bytearray()
     pool = bytearray()
-    for at, test in enumerate(tests):
-        target = array[at]
-        target.kind, target.cmp, target.size, target.flags = test.kind, test.cmp, test.size, test.flags
-        target.offset, target.yes, target.no = test.offset, test.yes, test.no
-        target.value = test.value & (1 << 64) - 1
-        if test.text:
-            target.text, target.length = len(pool), len(test.text)
-            pool += test.text
-    return array, bytes(pool)
+    for one in tests:
+        kind = one.kind, one.cmp, one.flags, one.size, one.offset
+        text = (len(one.text), len(pool)) if one.text else (0, 0)
+        packed += _TEST.pack(*kind, *text, one.value & (1 << 64) - 1, one.yes, one.no)
+        pool += one.text
+    return ffi.from_buffer("rs_test[]", packed or bytes(_TEST.size)), bytes(pool)
 
 
 def pack_fetches(fetches: Sequence[FetchSpec]) -> object:

@@ -368,6 +368,12 @@ class ProgramEvent(KernelEvent):
             self._opened.programs.set_output(cpu, None)
         super().drop_cpu(cpu)
 
+    def replaced(self, stale: _Opened) -> None:
+        """The calls that had begun before have ended, but for some that wait long: the new programs' now."""
+        if stale.next is not None and stale.programs is not None and stale.next.programs is not None:
+            stale.next.programs.inherit(stale.programs)
+        super().replaced(stale)
+
     def lost(self) -> int | None:
         """Records that found a ring full, and programs that did not run, since the last time."""
         there = (self._opened, *self.rings.replaced_of(self))

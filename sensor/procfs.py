@@ -59,25 +59,10 @@ class Procfs:
         data = self.read(pid, "stat")
         return parse_stat(data) if data else None
 
-    def command_line(self, pid: int) -> list[bytes] | None:
-        """The arguments; empty for a kernel thread or zombie, None if the process is gone."""
-        data = self.read(pid, "cmdline")
-        if data is None:
-            return None
-        return data.removesuffix(b"\0").split(b"\0") if data else []
-
     def cgroups(self, pid: int) -> str | None:
         """The content of /proc/PID/cgroup."""
         data = self.read(pid, "cgroup")
         return None if data is None else data.decode("utf-8", "surrogateescape")
-
-    def thread_group(self, tid: int) -> int | None:
-        """The process that a thread belongs to."""
-        data = self.read(tid, "status")
-        for line in (data or b"").splitlines():
-            if line.startswith(b"Tgid:"):
-                return int(line[5:])
-        return None
 
     def boot_id(self) -> str:
         """This boot's random id."""

@@ -62,7 +62,8 @@ class Sensor:
     def __init__(self, config: Config | None = None) -> None:
         self.config = config or Config()
         self.outputs: dict[int, Output] = {}
-        self._shared: dict[bytes, Output] = {}
+        self._shared: dict[tuple[bytes, ...], Output] = {}
+        self._checking = 0  # requests, whose probes nobody wants yet
         self._tasks: set[asyncio.Task[None]] = set()
         self._soon: asyncio.Handle | None = None
         self._closing: list[Callable[[], None]] = []
@@ -406,16 +407,22 @@ class Sensor:
 
         RequestError for a request that makes no sense, UnservableError if no part of it can be served.
         """
-        subscriber = self._join(subscription)
+        subscriber = await self._join(subscription)
         try:
             yield subscriber
         finally:
             self._leave(subscriber)
 
-    def _join(self, subscription: Subscription | None) -> Subscriber:
+    async def _join(self, subscription: Subscription | None) -> Subscriber:
+        self._checking += 1
         try:
-            return self._join_checked(check_request(self, subscription))
+            return self._join_checked(await check_request(self, subscription))
         finally:
+            self._checking -= 1
+            self._tidy()
+
+    def _tidy(self) -> None:
+        if not self._checking:
             self.probes.tidy()
 
     def _join_checked(self, request: Request) -> Subscriber:
@@ -511,7 +518,7 @@ class Sensor:
             if output.request.key is not None:
                 self._shared.pop(output.request.key, None)
             output.close()
-            self.probes.tidy()
+            self._tidy()
 
 
 class SensorStopped(UnservableError):

@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 FLUSH_AT = 64 << 10  # bytes of a message
 DOMAIN = "ringside"
 _MOST_FILTERS = 4096
+_SLICE = 2 * 10**6  # ns of checking filters between two turns for others
 _INTERVALS = {
     ThrottleModifierIntervalType.MILLISECOND: 10**6,
     ThrottleModifierIntervalType.SECOND: 10**9,
@@ -219,7 +220,7 @@ class Request:
     duration: int | None
     limit: int
     interval: int
-    key: bytes | None  # equal for requests that can share an output; None if this one can't
+    key: tuple[bytes, ...] | None  # equal for requests that can share an output; None if this one can't
 
 
 class Output:
@@ -308,8 +309,8 @@ def _positive(value: int | None, path: str) -> int | None:
     return value
 
 
-def check_request(sensor: Sensor, subscription: Subscription | None) -> Request:
-    """Turn a Subscription into wants. RequestError names the field that makes no sense."""
+async def check_request(sensor: Sensor, subscription: Subscription | None) -> Request:
+    """Turn a Subscription into wants, others going on. RequestError names the field that makes no sense."""
     if subscription is None:
         raise RequestError("subscription", "is missing")
     events = subscription.event_filter
@@ -323,8 +324,15 @@ def check_request(sensor: Sensor, subscription: Subscription | None) -> Request:
     limit, interval = _modifiers(subscription)
     wants: list[Want] = []
     refused: list[tuple[str, UnservableError]] = []
+    key: list[bytes] = []
+    began = clock()
     for name, make in sensor.families.items():
+        key.append(name.encode())
         for at, one in enumerate(getattr(events, name)):
+            if clock() - began > _SLICE:
+                await asyncio.sleep(0)
+                began = clock()
+            key.append(bytes(one))
             path = f"subscription.event_filter.{name}[{at}]"
             try:
                 wants.extend(make(one, path))
@@ -334,8 +342,9 @@ def check_request(sensor: Sensor, subscription: Subscription | None) -> Request:
     if containers is not None:
         sensor.container_family.check(containers)
     alone = limit or interval or since or duration or any(getattr(want, "private", False) for want in wants)
-    key = None if alone else bytes(Subscription(event_filter=events, container_filter=containers))
-    return Request(tuple(wants), tuple(refused), containers, since, duration, limit, interval, key)
+    key.append(b"" if containers is None else b"only " + bytes(containers))
+    shared = None if alone else tuple(key)
+    return Request(tuple(wants), tuple(refused), containers, since, duration, limit, interval, shared)
 
 
 def _modifiers(subscription: Subscription) -> tuple[int, int]:

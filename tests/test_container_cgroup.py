@@ -10,7 +10,6 @@ from ringside.sensor.cgroup import (
     CgroupOwner,
     CgroupPaths,
     attached,
-    container_id_from_cgroup,
     owner_from_proc_cgroup,
     owner_of_cgroup,
 )
@@ -166,7 +165,9 @@ def test_the_innermost_container_is_the_one(path: str) -> None:
 
 
 def test_a_monitor_inside_a_container_belongs_to_the_container_around_it() -> None:
-    assert container_id_from_cgroup(f"/docker/{B}/libpod-conmon-{A}.scope") == B
+    owner = owner_of_cgroup(f"/docker/{B}/libpod-conmon-{A}.scope")
+    assert owner is not None
+    assert owner.id == B
 
 
 V1 = "\n".join(

@@ -162,7 +162,7 @@ BAD = {
 async def test_what_makes_no_sense_is_refused_by_the_name_of_the_field(sensor: Sensor, case: str) -> None:
     subscription, field = BAD[case]
     with pytest.raises(RequestError) as caught:
-        check_request(sensor, subscription)
+        await check_request(sensor, subscription)
     assert caught.value.field == field
     assert str(caught.value).startswith(f"{field}: ")
     assert len(caught.value.problem) > 8

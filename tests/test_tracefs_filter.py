@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,7 +25,6 @@ from ringside.sensor.tracefs.filter import (
     exclude,
     explain_filter,
     glob,
-    in_set,
 )
 from ringside.sensor.tracefs.format import Field, Kind
 from ringside.sensor.tracefs.mount import Tracefs, open_tracefs
@@ -130,6 +129,10 @@ def test_a_pointer_to_anything_but_char_is_a_number() -> None:
 
 
 # Joining
+
+
+def in_set(field: Field, values: Iterable[int]) -> Filter:
+    return any_of(compare(field, "==", value) for value in values)
 
 
 def test_deduplicated_and_ordered_by_value() -> None:

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from ringside.sensor.tracefs.format import Field, Format, Kind, parse_format
 from ringside.sensor.tracefs.mount import Tracefs, open_tracefs
 
+from .support.formats import fixed_size
+
 KERNELS = Path(__file__).parent / "data" / "kernels"
 FILES = sorted(path for path in KERNELS.rglob("*") if path.is_file())
 NEWEST, OLDEST, HERE = "7.3.4+deb13-amd64", "5.10.0-32-amd64", "6.18-no-kprobes"
@@ -61,9 +63,9 @@ def assert_plausible(parsed: Format, text: str) -> None:
             case Kind.OPAQUE:
                 # by its name, or a typedef of one: guid_t
                 assert re.match("(const )?(struct|union) ", field.ctype) or field.size not in (1, 2, 4, 8)
-    assert end == parsed.fixed_size
+    assert end == fixed_size(parsed)
     # All zeros is a record of every format: empty strings, no dynamic data.
-    assert parsed.decode(bytes(parsed.fixed_size)).keys() == {field.name for field in parsed.fields}
+    assert parsed.decode(bytes(fixed_size(parsed))).keys() == {field.name for field in parsed.fields}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(KERNELS)))
@@ -89,7 +91,7 @@ def test_there_are_five_kernels() -> None:
 def test_every_format_of_the_running_kernel_parses() -> None:
     tracefs = open_tracefs()
     seen = 0
-    for system in tracefs.systems():
+    for system in sorted(path.name for path in tracefs.path("events").iterdir() if path.is_dir()):
         for event in tracefs.events(system):
             if not tracefs.has_event(system, event):
                 continue
@@ -216,7 +218,7 @@ def test_lookup() -> None:
     with pytest.raises(KeyError):
         parsed["nothing"]
     assert [field.name for field in parsed.own_fields] == ["id", "args"]
-    assert parsed.fixed_size == 64
+    assert fixed_size(parsed) == 64
 
 
 HEADER = struct.pack("=HBBi", 303, 1, 0, 4242)
@@ -333,7 +335,7 @@ def test_decode_never_reads_beyond(raw: bytes) -> None:
             values = parsed.decode(raw)
         except ValueError:
             continue
-        assert len(raw) >= parsed.fixed_size
+        assert len(raw) >= fixed_size(parsed)
         assert all(len(value) <= len(raw) for value in values.values() if isinstance(value, str))
 
 

@@ -19,7 +19,6 @@ from ringside.sensor.tracefs.mount import Tracefs, open_tracefs
 from ringside.sensor.tracefs.owner import Owner
 from ringside.sensor.tracefs.probe import (
     MAX_LINE,
-    EventProbeSpec,
     Fetchargs,
     Hits,
     KprobeSpec,
@@ -28,18 +27,18 @@ from ringside.sensor.tracefs.probe import (
     check_record_size,
     create,
     find_complaint,
-    has_event_probes,
     is_blacklisted,
     list_probes,
     parse_profile,
     probe_features,
     read_profile,
     remove,
-    split_symbol,
     sweep,
     trace_size_limit,
     unique_name,
 )
+
+from .support.formats import fixed_size
 
 OPEN: Fetchargs = (("filename", "+0($arg2):ustring"), ("flags", "+0($arg3):u64"), ("mode", "+8($arg3):u64"))
 
@@ -80,8 +79,6 @@ def test_definitions() -> None:
     spec = KprobeSpec("g", "n", "vfs_read", is_return=True, maxactive=64, fetchargs=(("ret", "$retval:s32"),))
     assert spec.definition() == "r64:g/n vfs_read ret=$retval:s32"
     assert KprobeSpec("g", "n", "nf_conntrack:nf_ct_get").definition() == "p:g/n nf_conntrack:nf_ct_get"
-    event = EventProbeSpec("g", "n", "syscalls", "sys_enter_openat", (("filename", "+0($filename):ustring"),))
-    assert event.definition() == "e:g/n syscalls.sys_enter_openat filename=+0($filename):ustring"
 
 
 @pytest.mark.parametrize(
@@ -89,13 +86,6 @@ def test_definitions() -> None:
 )
 def test_symbols(symbol: str) -> None:
     assert kprobe(symbol).symbol == symbol
-
-
-def test_split_symbol() -> None:
-    assert split_symbol("do_exit") == ("do_exit", 0)
-    assert split_symbol("do_exit+0x10") == ("do_exit", 16)
-    with pytest.raises(RequestError, match="symbol"):
-        split_symbol("do_exit+x")
 
 
 @pytest.mark.parametrize(
@@ -204,7 +194,6 @@ def test_record_size(fetchargs: Fetchargs, fixed: int, strings: int) -> None:
 
 def test_record_size_of_the_others() -> None:
     assert KprobeSpec("g", "n", "f", is_return=True).record_size.fixed == 24
-    assert EventProbeSpec("g", "n", "s", "e").record_size.fixed == 8
     assert RecordSize(36, 1).least == 44
     assert RecordSize(36, 1).most == 4132
     assert RecordSize(37, 1).most == 4140
@@ -214,7 +203,7 @@ def test_record_size_is_what_the_kernels_formats_say() -> None:
     formats = list((Path(__file__).parent / "data" / "kernels").glob("*/kprobe_open"))
     assert len(formats) == 4
     for path in formats:
-        assert kprobe("do_sys_openat2", *OPEN).record_size.fixed == parse_format(path.read_text()).fixed_size
+        assert kprobe("do_sys_openat2", *OPEN).record_size.fixed == fixed_size(parse_format(path.read_text()))
 
 
 def test_a_record_that_can_never_fit() -> None:
@@ -342,9 +331,6 @@ def test_whose_fault_else(tmp_path: Path) -> None:
         tracefs.errno = code
         with pytest.raises(KernelError):
             create(tracefs, kprobe("do_exit"))
-    tracefs.errno = errno.EINVAL
-    with pytest.raises(UnservableError, match="no event probes"):
-        create(tracefs, EventProbeSpec("g", "n", "raw_syscalls", "sys_enter"))
 
 
 def test_no_kprobes_in_the_kernel(tmp_path: Path) -> None:
@@ -530,13 +516,7 @@ def test_features(tmp_path: Path) -> None:
     tracefs.path("README").write_text(README_5_10)
     features = probe_features(tracefs)
     assert features.kprobes
-    assert not features.uprobes
     assert features.arguments
-    assert not features.arguments_at_return
-    assert features.user_memory
-    assert features.arrays
-    assert features.immediates
-    assert not features.symstr
     assert not features.btf
     nothing = probe_features(Tracefs(tmp_path / "nothing"))
     assert not nothing.kprobes
@@ -603,7 +583,7 @@ def test_a_probe_lives_until_closed(tracefs: Tracefs) -> None:
             "v": (Kind.ARRAY, 4, 4),
             "n": (Kind.DATA_LOCS, 1, 2),
         }
-        assert parsed.fixed_size == 16 + 2 + 4 + 16 + 8
+        assert fixed_size(parsed) == 16 + 2 + 4 + 16 + 8
     assert not exists(tracefs, spec)
     assert not tracefs.has_event(spec.group, spec.name)
 
@@ -687,25 +667,8 @@ def test_kprobes_where_the_kernel_has_them(tracefs: Tracefs) -> None:
 
 
 @pytest.mark.live
-def test_event_probes_where_the_kernel_has_them(tracefs: Tracefs) -> None:
-    before = list_probes(tracefs)
-    there = has_event_probes(tracefs)
-    assert list_probes(tracefs) == before
-    spec = EventProbeSpec(
-        Owner.current().group, unique_name("e"), "sched", "sched_process_exit", (("who", "$pid:s32"),)
-    )
-    if there:
-        with create(tracefs, spec) as probe:
-            assert probe.read_format()["who"].size == 4
-    else:
-        with pytest.raises(UnservableError, match="no event probes"):
-            create(tracefs, spec)
-    assert list_probes(tracefs) == before
-
-
-@pytest.mark.live
 def test_features_of_the_running_kernel(tracefs: Tracefs) -> None:
     features = probe_features(tracefs)
-    assert features.uprobes
-    assert features.arrays
+    assert features.kprobes == tracefs.exists("kprobe_events")
+    assert features.arguments
     assert trace_size_limit(tracefs) in (2048, 8192)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ringside.api.v0 import Event
 
 from .._perf import lib
+from ..bpf_filter import MOST_PREDICATES
 from ..engine import Engine, Route, clock
 from ..errors import KernelError, SetupError, UnservableError
 from ..expression import TRUE
@@ -18,7 +20,7 @@ from ..expression import any_of as any_of_expressions
 from ..perf import KernelEvent, Lane, ProgramEvent, Rings
 from ..plan import Kernel, Table, compile_plan
 from ..program import Test, compile_program, fields_of, split
-from ..tracefs.filter import ALWAYS, CannotSay, Filter, all_of, any_of
+from ..tracefs.filter import ALWAYS, MAX_FILTER_TEXT, CannotSay, Filter, all_of, any_of
 from ..tracefs.format import Format
 from . import Want
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from ..program import Fields
 
 log = logging.getLogger(__name__)
+_MOST_FILTERS = MAX_FILTER_TEXT // len("a == 1 ||")  # that different, no more can be said together
 
 
 class BulkEvent:
@@ -86,6 +89,14 @@ class BulkEvent:
             )
         self.kernel.outputs = lambda: self.outputs
 
+    def prepare(self, want: BulkWant) -> None:
+        """Do beforehand what opening it with this want takes."""
+        if self._resting:  # perhaps for ever
+            return
+        _ = want.tests
+        if self._programs is None and self._fixed_filter is None:
+            _ = want.filter
+
     def include_self(self, on: bool) -> None:
         """While a rung proves itself, the sensor's own records pass the kernel's filter."""
         self._exclude = ALWAYS if on else self._exclude_self
@@ -135,6 +146,7 @@ class BulkEvent:
         if on == self._resting:
             return
         self._resting = on
+        self._reroute()
         try:
             self._apply()
         except (UnservableError, KernelError, SetupError) as error:
@@ -157,8 +169,10 @@ class BulkEvent:
         if self._fixed_filter is not None:
             return self._fixed_filter
         if self._programs is not None:
-            return self._condition(any_of_expressions(want.expression for _, want in self._wants))
-        wanted = any_of(want.filter for _, want in self._wants)
+            asked = {want.expression: None for _, want in self._wants}
+            return self._condition(TRUE if len(asked) > MOST_PREDICATES else any_of_expressions(asked))
+        filters = {want.filter for _, want in self._wants}
+        wanted = ALWAYS if len(filters) > _MOST_FILTERS else any_of(filters)
         for said in (all_of([self._exclude, wanted]), self._exclude):
             with suppress(CannotSay):  # too long: C decides alone
                 return said.text or None
@@ -174,25 +188,35 @@ class BulkEvent:
         return text
 
     def _reroute(self) -> None:
-        self.engine.route(
-            self.source, [Route(output, want.key, tuple(want.tests)) for output, want in self._wants]
-        )
+        wants = [] if self._resting else self._wants
+        self.engine.route(self.source, [Route(output, want.key, want.tests) for output, want in wants])
 
 
 @dataclass(frozen=True, eq=False)
 class BulkWant:
     """Records of a bulk event: those the kernel's `filter` passes and, in C, `key` and `tests` accept.
 
-    `filter` may let more through than the tests do, never less.
+    What the filter and the tests are made of: `expression`, over `fields`, and what C has to decide of it,
+    `tested`. Both are made when they are needed first: of an event that rests they never may be.
     """
 
     family: str
     event: BulkEvent
-    filter: Filter = ALWAYS
     key: int | None = None
-    tests: Sequence[Test] = ()
     note: str = ""  # what the subscriber should know of how it is served
-    expression: Expression = TRUE  # the same as `filter`, for programs
+    expression: Expression = TRUE
+    tested: Expression = TRUE
+    fields: Fields = field(default_factory=dict)
+
+    @cached_property
+    def filter(self) -> Filter:
+        """The kernel's; it may let more through than the tests do, never less."""
+        return split(self.expression, self.fields).kernel
+
+    @cached_property
+    def tests(self) -> tuple[Test, ...]:
+        """C's."""
+        return compile_program(self.tested, self.fields)
 
     @classmethod
     def of(
@@ -212,9 +236,9 @@ class BulkWant:
         are those of the records with this key, if they differ from key to key.
         """
         known = event.fields if fields is None else fields
-        said = split(expression, known).kernel
-        tests = compile_program(expression if tested is None else tested, known)
-        return cls(family, event, said, key, tests, note, expression)
+        want = cls(family, event, key, note, expression, expression if tested is None else tested, known)
+        event.prepare(want)
+        return want
 
     def attach(self, output: int) -> int:
         """Have the event's records come to the output."""

@@ -32,7 +32,7 @@ SOCKADDR = 110  # bytes that are read: struct sockaddr_un has as many
 _ARGUMENTS = 16  # where they are in the tracepoint's record, 8 bytes each
 _WAYS = ("enter", "exit")
 _SIX = 48  # bytes of them
-_PENDING = bpf.Map("pending", bpf.MapType.LRU_HASH, 8, _SIX, 4096)  # by thread
+_PENDING = bpf.Map("pending", bpf.MapType.LRU_HASH, 8, _SIX, 4096, kept=True)  # by thread
 
 # what is behind the fixed part is there as far as it could be read
 OPENED, OPENED_SIZE = bpf.record_format("open", flags="s32", mode="u32", filename="char")
@@ -60,7 +60,7 @@ class CallProgram:
             name,
             (
                 bpf.alu(R6, "=", Reg(R1)),
-                *_leave_out(self_pid),
+                *leave_out(self_pid),
                 *bpf.find_scratch(self._scratch, "out"),
                 bpf.alu(R7, "=", Reg(R0)),
                 *self.gather(R6, _ARGUMENTS),
@@ -70,7 +70,7 @@ class CallProgram:
                 bpf.jump_if(R0, "==", 0, "out"),
                 bpf.alu(R8, "=", 0),
                 Label("read"),
-                *self._end(refuse),
+                *emit_record(self.finish, refuse, self.size),
             ),
         )
 
@@ -95,26 +95,33 @@ class CallProgram:
                 bpf.alu(R2, "=", Reg(R10)),
                 bpf.alu(R2, "+=", -16),
                 bpf.call(Helper.MAP_DELETE_ELEM),
-                *self._end(refuse),
+                *emit_record(self.finish, refuse, self.size),
             ),
         )
 
     @property
     def _scratch(self) -> bpf.Map:
-        return bpf.scratch(self.size + self.most + 8 & ~7)
-
-    def _end(self, refuse: tuple[Code, ...]) -> tuple[Code, ...]:
-        return (
-            *self.finish,
-            *refuse,
-            bpf.alu(R8, "+=", self.size),
-            *bpf.emit(R6, R7, Reg(R8)),
-            Label("out"),
-            *bpf.leave(),
-        )
+        return room(self.size + self.most)
 
 
-def _leave_out(self_pid: int) -> tuple[Code, ...]:
+def room(size: int) -> bpf.Map:
+    """The scratch map for a record of so many bytes at most."""
+    return bpf.scratch(size + 8 & ~7)
+
+
+def emit_record(finish: tuple[Code, ...], refuse: tuple[Code, ...], size: int) -> tuple[Code, ...]:
+    """A program's end: the record at R7, R8 bytes behind the `size` that are fixed, unless it is refused."""
+    return (
+        *finish,
+        *refuse,
+        bpf.alu(R8, "+=", size),
+        *bpf.emit(R6, R7, Reg(R8)),
+        Label("out"),
+        *bpf.leave(),
+    )
+
+
+def leave_out(self_pid: int) -> tuple[Code, ...]:
     """Not what the sensor does itself; 0: that too."""
     if not self_pid:
         return ()
@@ -160,6 +167,17 @@ def _user(to: int, size: int, base: int, offset: int) -> tuple[Code, ...]:
 
 # ---- opens ---------------------------------------------------------------------------------------
 
+# with R8, what reading at most PATH_MAX + 1 bytes of a name gave
+NAME_READ: tuple[Code, ...] = (
+    bpf.jump_if(R8, "<=", PATH_MAX, "whole"),
+    bpf.alu(R8, "=", 0),  # a part of a name is not the name
+    Label("whole"),
+    bpf.alu(R1, "=", Reg(R8)),
+    bpf.alu(R1, "<<=", 16),
+    bpf.alu(R1, "|=", OPENED_SIZE),
+    bpf.store(R7, OPENED["filename"].offset, 4, Reg(R1)),
+)
+
 
 def open_program(
     name: int, flags: int | None = None, mode: int | None = None, how: int | None = None, fixed: int = 0
@@ -203,17 +221,8 @@ def open_program(
             bpf.jump_if(R8, ">", PATH_MAX + 1, "unread"),
         )
 
-    finish = (
-        bpf.jump_if(R8, "<=", PATH_MAX, "whole"),
-        bpf.alu(R8, "=", 0),  # a part of a name is not the name
-        Label("whole"),
-        bpf.alu(R1, "=", Reg(R8)),
-        bpf.alu(R1, "<<=", 16),
-        bpf.alu(R1, "|=", OPENED_SIZE),
-        bpf.store(R7, OPENED["filename"].offset, 4, Reg(R1)),
-    )
     used = 1 + max(one for one in (name, flags, mode, how) if one is not None)
-    return CallProgram(gather, finish, OPENED_SIZE, PATH_MAX + 1, used)
+    return CallProgram(gather, NAME_READ, OPENED_SIZE, PATH_MAX + 1, used)
 
 
 # ---- addresses -----------------------------------------------------------------------------------

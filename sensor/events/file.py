@@ -13,6 +13,8 @@ Two more ways were tried and are none. The tracepoints of 7.x bring the name (`_
 syscall_user_buf_size, 165 bytes at most, and with dots for what is not printable ASCII: no exact name. Event
 probes could follow the pointer, but perf sees nothing of them (kernel/trace/trace_eprobe.c has no
 TRACE_REG_PERF_REGISTER to this day): a perf event on one opens, and stays silent.
+
+Opens by io_uring pass none of these; they have a ladder of their own (uring.py).
 """
 
 from __future__ import annotations
@@ -23,13 +25,14 @@ from typing import TYPE_CHECKING, Any
 
 from ringside.api.v0 import FileEventFilter, FileEventType
 
+from ..btf import read_btf
 from ..errors import KernelError, RequestError, UnservableError
 from ..expression import FALSE, TRUE, And, Expression, Op, Predicate, all_of
 from ..plan import Came, Fetch, FetchKind, Front, Kernel, Side, Table, When
 from ..program import FieldInfo, fields_of
 from ..program import Kind as FieldKind
 from ..tracefs.format import Format
-from . import Mechanism
+from . import Mechanism, uring
 from .bulk import BulkEvent, BulkWant
 from .call_programs import OPENED, open_program, program_event
 from .foreign import ForeignCalls, argument, argument_field
@@ -37,12 +40,13 @@ from .foreign import want as foreign_want
 from .ladder import Ladder, Rung, touch_nothing
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from ..program import Fields
     from ..sensor import Sensor
 
 FAMILY = "file opens"
+BY_RING = "file opens by io_uring"
 _PATH_MAX = 4096
 _MAX_PATTERN = 1024
 _CALLS = ("openat", "open", "creat", "openat2")
@@ -168,6 +172,21 @@ class FileFamily:
             ),
             touch_nothing,
         )
+        self._ring = uring.RingRequests(
+            sensor,
+            BY_RING,
+            (
+                Rung("program", "bpf program at the request", self._ring_by_program),
+                Rung("kprobe", "kprobe on __io_openat_prep", self._ring_by_kprobe),
+                Rung(
+                    "memory",
+                    "the request's tracepoint",
+                    self._ring_by_tracepoint,
+                    "without names, and not where a filter asks for more than any open",
+                ),
+            ),
+            lambda: uring.make_request(uring.Opcode.OPENAT, -1, b"/.ringside-proof"),
+        )
 
     def mechanisms(self) -> list[Mechanism]:
         """How this kernel serves file events."""
@@ -175,7 +194,7 @@ class FileFamily:
             rung = self.ladder.reached()
         except UnservableError as error:
             return [Mechanism(FAMILY, False, "none", error.cause)]
-        return [Mechanism(FAMILY, True, rung.mechanism, rung.best_effort)]
+        return [Mechanism(FAMILY, True, rung.mechanism, rung.best_effort), *self._ring.mechanisms()]
 
     def wants(self, request: FileEventFilter, path: str) -> list[BulkWant]:
         """What a filter asks for. RequestError if it makes no sense, UnservableError if no rung works."""
@@ -183,15 +202,20 @@ class FileFamily:
             raise RequestError(f"{path}.type", "must be FILE_EVENT_TYPE_OPEN")
         expression = self._expression(request, path)
         rung = self.ladder.reached()
+        note = self._ring.note(rung.best_effort)
         wants = [
-            BulkWant.of(
-                FAMILY, event, _settled(expression, event.fields, event.constants), note=rung.best_effort
-            )
+            BulkWant.of(FAMILY, event, _settled(expression, event.fields, event.constants), note=note)
             for event in rung.events().values()
         ]
         if rung.name != "kprobe":
-            wants += self._foreign_wants(expression, rung.best_effort)
-        return wants
+            wants += self._foreign_wants(expression, note)
+        return wants + self._ring_wants(expression)
+
+    def _ring_wants(self, expression: Expression) -> list[BulkWant]:
+        return self._ring.wants(
+            lambda rung: [(event, uring.OPENS) for event in rung.events().values()],
+            lambda event: _settled(expression, event.fields, {}),
+        )
 
     def _foreign_wants(self, expression: Expression, note: str) -> list[BulkWant]:
         event = self._foreign.event("sys_enter", FOREIGN_TABLE)
@@ -229,24 +253,29 @@ class FileFamily:
     # -- the rungs ---------------------------------------------------------------------------------
 
     def _by_kprobe(self) -> dict[str, BulkEvent]:
-        if not self._sensor.features.kprobes or not self._sensor.tracefs.writable:
-            raise UnservableError(FAMILY, "no kprobes")
-        probes = self._sensor.probes
         for symbol, arguments in (
             ("do_sys_openat2", KPROBE_ARGUMENTS),
             ("do_sys_open", OLD_KPROBE_ARGUMENTS),
         ):
             try:
-                event = probes.get(
-                    probes.kprobe("open", symbol, arguments),
-                    lambda record: open_table("", record, Kernel("filename", faulty=True)),
-                    fields=_faulty_fields,
-                    exclude=self._sensor.exclude_self(),
-                )
-                return {"open": event}
-            except RequestError as error:
+                return {"open": self._probe("open", symbol, arguments)}
+            except UnservableError as error:
                 problem = error
-        raise UnservableError(FAMILY, str(problem))
+        raise problem
+
+    def _probe(self, stem: str, symbol: str, arguments: tuple[tuple[str, str], ...]) -> BulkEvent:
+        if not self._sensor.features.kprobes or not self._sensor.tracefs.writable:
+            raise UnservableError(FAMILY, "no kprobes")
+        probes = self._sensor.probes
+        try:
+            return probes.get(
+                probes.kprobe(stem, symbol, arguments),
+                lambda record: open_table("", record, Kernel("filename", faulty=True)),
+                fields=_faulty_fields,
+                exclude=self._sensor.exclude_self(),
+            )
+        except RequestError as error:
+            raise UnservableError(FAMILY, str(error)) from error
 
     def _by_program(self) -> dict[str, BulkEvent]:
         if ("program", "open") not in self._tracepoints:
@@ -266,6 +295,34 @@ class FileFamily:
                 fields = {**fields_of(record), **(_HOW_FIELDS if front else {"filename": _text_field()})}
                 events[call] = self._tracepoint("memory", call, record, table, fields)
         return self._some(events)
+
+    def _ring_by_program(self) -> dict[str, BulkEvent]:
+        return self._ring_event(
+            "program",
+            lambda: uring.request_event(
+                self._sensor, uring.open_request, open_table("", OPENED, Kernel("filename"))
+            ),
+        )
+
+    def _ring_by_kprobe(self) -> dict[str, BulkEvent]:
+        how = read_btf().offset("io_open", "how")
+        arguments = (
+            ("filename", f"+0(+{uring.ADDRESS}($arg2)):ustring"),
+            ("flags", f"+{how}($arg1):u64"),
+            ("mode", f"+{how + 8}($arg1):u64"),
+        )
+        return {"open": self._probe("uring", "__io_openat_prep", arguments)}
+
+    def _ring_by_tracepoint(self) -> dict[str, BulkEvent]:
+        cases = [
+            When(Kernel("opcode"), one, [("file", [("type", FileEventType.OPEN)])]) for one in uring.OPENS
+        ]
+        return self._ring_event("memory", lambda: uring.bare_event(self._sensor, cases))
+
+    def _ring_event(self, rung: str, make: Callable[[], BulkEvent]) -> dict[str, BulkEvent]:
+        if (rung, "io_uring") not in self._tracepoints:
+            self._tracepoints[rung, "io_uring"] = make()
+        return {"open": self._tracepoints[rung, "io_uring"]}
 
     def _some(self, events: dict[str, BulkEvent]) -> dict[str, BulkEvent]:
         if not events:

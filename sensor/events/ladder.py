@@ -37,7 +37,10 @@ class Rung:
 
 
 class Ladder:
-    """The rungs to an event family, and the one that was reached."""
+    """The rungs to an event family, and the one that was reached.
+
+    `cause` makes an event of ours happen; False if this process may not: a rung counts once it is set up.
+    """
 
     def __init__(
         self, sensor: Sensor, family: str, rungs: Sequence[Rung], cause: Callable[[], object]
@@ -92,7 +95,11 @@ class Ladder:
             event.include_self(True)
             event.add(output, want)
             deadline = clock() + _PATIENCE
-            self._cause()
+            if self._cause() is False:
+                log.info(
+                    "%s: %s is not proved: it is not permitted to cause one", self._family, rung.mechanism
+                )
+                return
             while engine.take(output) is None:
                 if clock() > deadline:
                     raise UnservableError(

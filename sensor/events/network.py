@@ -5,14 +5,17 @@ passes, else from programs at the system calls (call_programs.py), else from the
 names. Each brings the socket address as a block of bytes, so that one table decodes it whatever the rung.
 Results come from the system calls' exit tracepoints, which miss nothing however many callers are blocked;
 return probes would. 32-bit callers (foreign.py) have some of these calls behind one number, socketcall(2),
-its arguments in memory: the first register tells which, at the exit too.
+its arguments in memory: the first register tells which, at the exit too. Requests of io_uring pass none of
+these; they have ladders of their own (uring.py).
 """
 
 from __future__ import annotations
 
 import socket
+import sys
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +28,14 @@ from ..plan import Came, Fetch, FetchKind, Front, Kernel, Side, Table, View, Whe
 from ..program import FieldInfo, fields_of
 from ..program import Kind as FieldKind
 from ..tracefs.format import Format
-from . import Mechanism
+from . import Mechanism, uring
 from .bulk import BulkEvent, BulkWant
 from .call_programs import CALLED, address_program, program_event
 from .foreign import SOCKETCALL, ForeignCalls, argument, argument_field
 from .foreign import want as foreign_want
 from .ladder import Ladder, Rung
+from .uring import ADDRESS as AT_ADDRESS
+from .uring import MORE, REQUESTED, Opcode, RingRequests
 
 if TYPE_CHECKING:
     from ..expression import Expression
@@ -39,9 +44,15 @@ if TYPE_CHECKING:
 
 FAMILY = "network attempts"
 RESULTS = "network results"
+BY_RING = "network attempts by io_uring"
+RING_RESULTS = "network results by io_uring"
 _SOCKADDR = 112  # bytes that are fetched: struct sockaddr_un has 110
 _INET, _INET6, _UNIX = int(socket.AF_INET), int(socket.AF_INET6), int(socket.AF_UNIX)
 _Type = NetworkEventType
+_NARROW = "32-bit "
+# of the entry of a request of io_uring: where `len` is, and `addr_len` as an integer of 4 bytes, for a View
+_LEN = 24
+_ADDR_LEN = "+44($arg2):b16@0/32"
 
 
 @dataclass(frozen=True)
@@ -67,13 +78,34 @@ class Call:
 
 
 @dataclass(frozen=True)
+class Request:
+    """How io_uring does it: what reads such requests, and where in their entries things are.
+
+    `address` is that of a pointer, `message` that of one to a struct msghdr; `length` is a fetcharg.
+    """
+
+    symbol: str
+    opcodes: tuple[Opcode, ...]
+    address: int = 0
+    length: str = ""
+    message: int = 0
+    backlog: int = 0
+
+
+@dataclass(frozen=True)
 class Action:
-    """What the API calls an attempt and a result, and the calls that do it."""
+    """What the API calls an attempt and a result, and the calls and requests that do it."""
 
     attempt: NetworkEventType
     result: NetworkEventType
     calls: tuple[Call, ...]
+    requests: tuple[Request, ...]
     has_address: bool = False
+
+    @property
+    def opcodes(self) -> tuple[Opcode, ...]:
+        """The operations of all its requests."""
+        return tuple(dict.fromkeys(opcode for one in self.requests for opcode in one.opcodes))
 
 
 ACTIONS = (
@@ -81,18 +113,21 @@ ACTIONS = (
         _Type.CONNECT_ATTEMPT,
         _Type.CONNECT_RESULT,
         (Call("connect", "__sys_connect", 2, 3, "uservaddr", "addrlen", number=362, sub=3, words=3),),
+        (Request("io_connect_prep", (Opcode.CONNECT,), AT_ADDRESS, f"+{MORE}($arg2):s32"),),
         True,
     ),
     Action(
         _Type.BIND_ATTEMPT,
         _Type.BIND_RESULT,
         (Call("bind", "__sys_bind", 2, 3, "umyaddr", "addrlen", number=361, sub=2, words=3),),
+        (Request("io_bind_prep", (Opcode.BIND,), AT_ADDRESS, f"+{MORE}($arg2):s32"),),
         True,
     ),
     Action(
         _Type.LISTEN_ATTEMPT,
         _Type.LISTEN_RESULT,
         (Call("listen", "__sys_listen", backlog=2, number=363, sub=4, words=2),),
+        (Request("io_listen_prep", (Opcode.LISTEN,), backlog=_LEN),),
     ),
     Action(
         _Type.ACCEPT_ATTEMPT,
@@ -101,6 +136,7 @@ ACTIONS = (
             Call("accept", "__sys_accept4", sub=5, words=3),
             Call("accept4", "__sys_accept4", number=364, sub=18, words=4),
         ),
+        (Request("io_accept_prep", (Opcode.ACCEPT,)),),
     ),
     Action(
         _Type.SENDTO_ATTEMPT,
@@ -109,6 +145,12 @@ ACTIONS = (
             Call("sendto", "__sys_sendto", 5, 6, "addr", "addr_len", number=369, sub=11, words=6),
             Call("sendmsg", "__sys_sendmsg", address_field="msg", message=2, number=370, sub=16, words=3),
             Call("send", "", sub=9, words=4),
+        ),
+        (
+            Request("io_sendmsg_prep", (Opcode.SEND,), MORE, _ADDR_LEN),
+            Request("io_sendmsg_prep", (Opcode.SENDMSG,), message=AT_ADDRESS),
+            Request("io_send_zc_prep", (Opcode.SEND_ZC,), MORE, _ADDR_LEN),
+            Request("io_send_zc_prep", (Opcode.SENDMSG_ZC,), message=AT_ADDRESS),
         ),
         True,
     ),
@@ -119,6 +161,10 @@ ACTIONS = (
             Call("recvfrom", "__sys_recvfrom", number=371, sub=12, words=6),
             Call("recvmsg", "__sys_recvmsg", number=372, sub=17, words=3),
             Call("recv", "", sub=10, words=4),
+        ),
+        (
+            Request("io_recvmsg_prep", (Opcode.RECV, Opcode.RECVMSG)),
+            Request("io_recvzc_prep", (Opcode.RECV_ZC,)),
         ),
     ),
 )
@@ -250,6 +296,24 @@ _FOREIGN = tuple(
 FOREIGN_ATTEMPTS: Table = [one.attempt() for one in _FOREIGN]
 FOREIGN_RESULTS: Table = [one.result() for one in _FOREIGN]
 
+_NOT_FIXED = Predicate(Op.EQ, "fixed", 0)
+_OPCODES = tuple(opcode for action in ACTIONS for opcode in action.opcodes)
+
+
+def _ring_table(body: Callable[[Action], list[Any]]) -> Table:
+    """What is to be told of each operation of io_uring."""
+    return [
+        When(Kernel("opcode"), opcode, [("network", body(action))])
+        for action in ACTIONS
+        for opcode in action.opcodes
+    ]
+
+
+def _ring_descriptor() -> When:
+    """The socket, unless it is the number of one that the ring keeps."""
+    return When(Kernel("fixed"), 0, [("sockfd", Kernel("fd"))])
+
+
 # What the kernel can decide itself: fetched beside the block, under these names.
 _SCALARS = (("family", 0, "u16"), ("port", 2, "u16"), ("addr", 4, "u32"))
 
@@ -281,6 +345,31 @@ class NetworkFamily:
             ),
             _connect_nowhere,
         )
+        self._ring = RingRequests(
+            sensor,
+            BY_RING,
+            (
+                Rung("program", "bpf program at the request", partial(self._ring_attempts, "program")),
+                Rung(
+                    "kprobe",
+                    "kprobes on io_connect_prep and the like",
+                    partial(self._ring_attempts, "kprobe"),
+                ),
+                Rung(
+                    "memory",
+                    "the request's tracepoint",
+                    partial(self._ring_attempts, "memory"),
+                    "without socket and address, and not where there is a filter",
+                ),
+            ),
+            _request_nowhere,
+        )
+        self._ring_results = RingRequests(
+            sensor,
+            RING_RESULTS,
+            (Rung("program", "bpf program at the completion", self._ring_completions),),
+            _request_nowhere,
+        )
 
     def mechanisms(self) -> list[Mechanism]:
         """How this kernel serves network events."""
@@ -288,6 +377,7 @@ class NetworkFamily:
         try:
             rung = self.ladder.reached()
             rows.append(Mechanism(FAMILY, True, rung.mechanism, rung.best_effort))
+            rows += self._ring.mechanisms()
         except UnservableError as error:
             rows.append(Mechanism(FAMILY, False, "none", error.cause))
         served = self._sensor.tracefs.has_event("syscalls", "sys_exit_connect")
@@ -296,6 +386,7 @@ class NetworkFamily:
                 RESULTS,
                 served,
                 "system calls' exit tracepoints" if served else "none",
+                self._ring_results.note() if served else "",
                 hint="" if served else "a kernel with CONFIG_FTRACE_SYSCALLS",
             )
         )
@@ -312,16 +403,30 @@ class NetworkFamily:
         if action.attempt is _Type.LISTEN_ATTEMPT and not is_result:
             names["backlog"] = int
         expression = TRUE if request.filter is None else from_message(request.filter, f"{path}.filter", names)
+        ring = self._ring_results if is_result else self._ring
         if is_result:
-            own = [BulkWant.of(RESULTS, event, expression) for event in self._results(action).values()]
-            return own + self._foreign_wants(action, expression, is_result=True)
-        rung = self.ladder.reached()
-        note = rung.best_effort if action.has_address else ""
-        events = self._attempts(rung.name, action)
-        wants = [BulkWant.of(FAMILY, event, expression, note=note) for event in events.values()]
-        if rung.name != "kprobe":
-            wants += self._foreign_wants(action, expression, note)
-        return wants
+            note = ring.note()
+            own = [
+                BulkWant.of(RESULTS, event, expression, note=note) for event in self._results(action).values()
+            ]
+            wants = own + self._foreign_wants(action, expression, note, is_result=True)
+        else:
+            rung = self.ladder.reached()
+            note = ring.note(rung.best_effort if action.has_address else "")
+            events = self._attempts(rung.name, action)
+            wants = [
+                BulkWant.of(FAMILY, event, _of_width(name, event, expression), note=note)
+                for name, event in events.items()
+            ]
+            if rung.name != "kprobe":
+                wants += self._foreign_wants(action, expression, note)
+
+        def by_ring(rung: Rung) -> list[tuple[BulkEvent, Sequence[Opcode]]]:
+            if not is_result and rung.name == "kprobe":
+                return self._ring_probes(action)
+            return [(event, action.opcodes) for event in rung.events().values()]
+
+        return wants + ring.wants(by_ring, lambda _: expression)
 
     def _foreign_wants(
         self, action: Action, expression: Expression, note: str = "", *, is_result: bool = False
@@ -372,6 +477,8 @@ class NetworkFamily:
                 if call.symbol and call.symbol not in seen:  # accept and accept4 meet in one function
                     seen.add(call.symbol)
                     events[call.name] = self._by_kprobe(action, call)
+                    if call.message:
+                        events[_NARROW + call.name] = self._by_kprobe(action, call, narrow=True)
             else:
                 record = self._record(f"sys_enter_{call.name}")
                 if record is not None:
@@ -382,21 +489,31 @@ class NetworkFamily:
             )
         return events
 
-    def _by_kprobe(self, action: Action, call: Call) -> BulkEvent:
-        if not self._sensor.features.kprobes or not self._sensor.tracefs.writable:
-            raise UnservableError(FAMILY, "no kprobes")
+    def _by_kprobe(self, action: Action, call: Call, *, narrow: bool = False) -> BulkEvent:
+        """`narrow`: for 32-bit callers, whose pointers in memory no fetcharg follows. The courier does."""
         arguments = [("fd", "$arg1:s32")]
         if call.backlog:
             arguments.append(("backlog", f"$arg{call.backlog}:s32"))
         if call.message:
+            arguments.append(("narrow", f"$arg{call.message + 1}:b1@31/32"))  # MSG_CMSG_COMPAT of the flags
+        if narrow:
+            arguments.append(("message", f"$arg{call.message}:u64"))
+        elif call.message:
             pointer = f"+u0($arg{call.message})"
             arguments += _address_arguments(pointer, f"+u8($arg{call.message}):s32")
         elif call.address:
             arguments += _address_arguments(f"$arg{call.address}", f"$arg{call.length}:s32")
+        return self._probe(action, call.name, call.symbol, arguments)
+
+    def _probe(
+        self, action: Action, stem: str, symbol: str, arguments: Sequence[tuple[str, str]]
+    ) -> BulkEvent:
+        if not self._sensor.features.kprobes or not self._sensor.tracefs.writable:
+            raise UnservableError(FAMILY, "no kprobes")
         probes = self._sensor.probes
         try:
             return probes.get(
-                probes.kprobe(call.name, call.symbol, tuple(arguments)),
+                probes.kprobe(stem, symbol, tuple(arguments)),
                 lambda record: _attempt_table(action, record),
                 fields=_probe_fields,
                 exclude=self._sensor.exclude_self(),
@@ -461,6 +578,64 @@ class NetworkFamily:
             )
         return self._tracepoints[rung, call]
 
+    # -- io_uring ----------------------------------------------------------------------------------
+
+    def _ring_attempts(self, rung: str) -> dict[str, BulkEvent]:
+        if rung == "kprobe":
+            probed = self._ring_probes(ACTIONS[0])
+            if not probed:
+                raise UnservableError(BY_RING, "no kprobes on what reads requests")
+            return {"connect": probed[0][0]}
+        make = self._ring_program if rung == "program" else self._ring_tracepoint
+        return self._ring_event(rung, make)
+
+    def _ring_event(self, rung: str, make: Callable[[], BulkEvent]) -> dict[str, BulkEvent]:
+        if (rung, "io_uring") not in self._tracepoints:
+            self._tracepoints[rung, "io_uring"] = make()
+        return {"requests": self._tracepoints[rung, "io_uring"]}
+
+    def _ring_program(self) -> BulkEvent:
+        view = View("block", [("address", ADDRESS)], _SOCKADDR, count="length")
+        cases = _ring_table(
+            lambda action: [
+                ("type", action.attempt),
+                _ring_descriptor(),
+                *([view] if action.has_address else []),
+                *([("backlog", Kernel("backlog"))] if action.attempt is _Type.LISTEN_ATTEMPT else []),
+            ]
+        )
+        own = {name: info for name, info in fields_of(REQUESTED).items() if name not in ("length", "block")}
+        fields = {**own, "fd": replace(own["fd"], guard=_NOT_FIXED), **address_fields()}
+        build = partial(uring.network_request, opcodes=_OPCODES)
+        return uring.request_event(self._sensor, build, cases, fields)
+
+    def _ring_tracepoint(self) -> BulkEvent:
+        return uring.bare_event(self._sensor, _ring_table(lambda action: [("type", action.attempt)]))
+
+    def _ring_completions(self) -> dict[str, BulkEvent]:
+        cases = _ring_table(lambda action: [("type", action.result), ("result", Kernel("ret"))])
+        return self._ring_event("exit", lambda: uring.completion_event(self._sensor, _OPCODES, cases))
+
+    def _ring_probes(self, action: Action) -> list[tuple[BulkEvent, Sequence[Opcode]]]:
+        """Kprobes on what reads the action's requests, those that this kernel has."""
+        found: list[tuple[BulkEvent, Sequence[Opcode]]] = []
+        for request in action.requests:
+            arguments = [
+                ("opcode", "+0($arg2):u8"),
+                ("fixed", "+1($arg2):b1@0/8"),
+                ("fd", f"+{uring.FD}($arg2):s32"),
+            ]
+            if request.backlog:
+                arguments.append(("backlog", f"+{request.backlog}($arg2):s32"))
+            if request.message:
+                message = f"+{request.message}($arg2)"
+                arguments += _address_arguments(f"+u0({message})", f"+u8({message}):s32")
+            elif request.address:
+                arguments += _address_arguments(f"+{request.address}($arg2)", request.length)
+            with suppress(UnservableError):
+                found.append((self._probe(action, "uring", request.symbol, arguments), request.opcodes))
+        return found
+
 
 def _address_arguments(pointer: str, length: str) -> list[tuple[str, str]]:
     scalars = [(name, f"+u{offset}({pointer}):{kind}") for name, offset, kind in _SCALARS]
@@ -470,19 +645,34 @@ def _address_arguments(pointer: str, length: str) -> list[tuple[str, str]]:
 
 
 def _attempt_table(action: Action, record: Format) -> Table:
-    body: list[Any] = [("type", action.attempt), ("sockfd", Kernel("fd"))]
+    fd = _ring_descriptor() if "fixed" in record else ("sockfd", Kernel("fd"))
+    body: list[Any] = [("type", action.attempt), fd]
     if "block0" in record:
         body.append(View("block0", [("address", ADDRESS)], _SOCKADDR, count="length"))
+    if "message" in record:
+        then = [("address", ADDRESS)]
+        body.append(Fetch("message", then, kind=FetchKind.NAME, length=_SOCKADDR - 2, narrow=True))
     if "backlog" in record:
         body.append(("backlog", Kernel("backlog")))
     return {"network": body}
 
 
+def _of_width(name: str, event: BulkEvent, expression: Expression) -> Expression:
+    """The expression, of 32-bit callers only or of others, where two probes see both."""
+    if "narrow" not in event.fields:
+        return expression
+    return all_of([Predicate(Op.EQ, "narrow", int(name.startswith(_NARROW))), expression])
+
+
 def _probe_fields(record: Format) -> Fields:
     fields: dict[str, FieldInfo] = {}
-    for name in ("fd", "backlog"):
+    for name in ("fd", "backlog", "opcode", "fixed", "narrow"):
         if name in record and (info := FieldInfo.of(record[name])) is not None:
             fields[name] = info
+    if "fixed" in fields:
+        fields["fd"] = replace(fields["fd"], guard=_NOT_FIXED)
+    if "message" in record:
+        fields.update(address_fields())
     if "block0" in record:
         fields.update(address_fields())
         for name, scalar, swapped, guard in (
@@ -502,3 +692,10 @@ def _connect_nowhere() -> None:
     """Cause a connect that fails: to a local socket that is not there."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as nobody, suppress(OSError):
         nobody.connect("\0ringside-proof")
+
+
+def _request_nowhere() -> bool:
+    """The same through io_uring."""
+    address = _UNIX.to_bytes(2, sys.byteorder) + b"\0ringside-proof"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as nobody:
+        return uring.make_request(Opcode.CONNECT, nobody.fileno(), address, len(address))

@@ -146,11 +146,6 @@ def compare(field: Field, op: str, value: int) -> Filter:
     return ALWAYS if op == "!=" or op in (("<", "<=") if above else (">", ">=")) else NEVER
 
 
-def in_set(field: Field, values: Iterable[int]) -> Filter:
-    """True if the field is one of the values."""
-    return any_of(compare(field, "==", value) for value in values)
-
-
 def exclude(field_name: str, values: Iterable[int]) -> Filter:
     """True if a common field, such as common_pid, is none of the values.
 

@@ -123,11 +123,6 @@ class Format:
         """The event's own fields, without the common header."""
         return tuple(field for field in self.fields if not field.is_common)
 
-    @cached_property
-    def fixed_size(self) -> int:
-        """Bytes of the fixed part of a record: the end of its last field."""
-        return max((field.offset + field.size for field in self.fields), default=0)
-
     def decode(self, raw: bytes) -> dict[str, Value]:
         """All fields of one raw record; ValueError if a field reaches beyond its end.
 

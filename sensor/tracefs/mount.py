@@ -136,10 +136,6 @@ class Tracefs:
 
     # Events
 
-    def systems(self) -> list[str]:
-        """Names of the event systems, sorted."""
-        return self._directories("events")
-
     def events(self, system: str) -> list[str]:
         """Names of the events of a system, sorted; empty if there is no such system."""
         return self._directories("events", system) if _is_plain(system) else []

@@ -1,15 +1,14 @@
-"""Probes: events of our own on kernel functions and on other events, defined through tracefs.
+"""Probes: events of our own on kernel functions, defined through tracefs.
 
 A spec is a value that checks itself and renders one line; `create` writes the line, `Probe.close`
-takes it back. The kernel's grammar (Documentation/trace/kprobetrace.rst, eprobetrace.rst):
+takes it back. The kernel's grammar (Documentation/trace/kprobetrace.rst):
 
     p[:[GRP/][EVENT]] [MOD:]SYM[+offs]|MEMADDR [FETCHARGS]             a function's beginning
     r[MAXACTIVE][:[GRP/][EVENT]] [MOD:]SYM[+offs]|MEMADDR [FETCHARGS]  its return
-    e[:[GRP/][EVENT]] GRP.EVENT [FETCHARGS]                            another event
     -:[GRP/]EVENT                                                      removes
 
     FETCHARG = NAME=WHAT[:TYPE]
-    WHAT     = %REG | $argN | $retval | $stack[N] | $comm | @ADDR | @SYM[+|-offs] | $FIELD
+    WHAT     = %REG | $argN | $retval | $stack[N] | $comm | @ADDR | @SYM[+|-offs]
              | +|-[u]OFFS(WHAT) | \\VALUE | \\"STRING"
     TYPE     = u8..u64 s8..s64 x8..x64 char string ustring symbol symstr bW@O/SIZE, or TYPE[N]
 
@@ -47,9 +46,6 @@ MAX_SYMBOL = 511  # KSYM_NAME_LEN with the NUL
 MAX_LINE = 4094  # WRITE_BUFSIZE - 2
 MAX_MAXACTIVE = 4096  # KRETPROBE_MAXACTIVE_MAX
 MAX_STRING = 4096  # MAX_STRING_SIZE, PATH_MAX, with the NUL
-
-# What newer kernels put into a string whose memory could not be read; older ones leave it empty.
-FAULT = "(fault)"
 
 Fetchargs = tuple[tuple[str, str], ...]
 
@@ -134,45 +130,6 @@ class KprobeSpec:
         kind = f"r{self.maxactive or ''}" if self.is_return else "p"
         place = f"{self.symbol}+{self.offset}" if self.offset else self.symbol
         return _line(f"{kind}:{self.group}/{self.name}", place, self.fetchargs)
-
-
-@dataclass(frozen=True, slots=True)
-class EventProbeSpec:
-    """A probe on another event, that can follow the pointers in its fields ($FIELD)."""
-
-    group: str
-    name: str
-    system: str
-    event: str
-    fetchargs: Fetchargs = ()
-
-    def __post_init__(self) -> None:
-        _check_names(self.group, self.name)
-        _check_names(self.system, self.event)
-        _check_fetchargs(self.fetchargs, self.definition())
-
-    @property
-    def file(self) -> str:
-        return "dynamic_events"
-
-    @property
-    def record_size(self) -> RecordSize:
-        return _record_size(8, self.fetchargs)  # struct eprobe_trace_entry_head
-
-    def definition(self) -> str:
-        """The line that defines it."""
-        return _line(f"e:{self.group}/{self.name}", f"{self.system}.{self.event}", self.fetchargs)
-
-
-def split_symbol(text: str) -> tuple[str, int]:
-    """`symbol+0x10` as symbol and offset; RequestError if it is neither that nor a symbol."""
-    symbol, plus, offset = text.partition("+")
-    if not plus:
-        return symbol, 0
-    try:
-        return symbol, int(offset, 0)
-    except ValueError:
-        raise RequestError("symbol", f"{offset!r} is no offset") from None
 
 
 def _line(head: str, place: str, fetchargs: Fetchargs) -> str:
@@ -364,7 +321,7 @@ def remove(tracefs: Tracefs, file: str, group: str, name: str) -> None:
 _FAMILIES = {
     "kprobe_events": ("kernel probes", "the kernel has no kprobes", "it needs CONFIG_KPROBE_EVENTS"),
     "uprobe_events": ("user probes", "the kernel has no uprobes", "it needs CONFIG_UPROBE_EVENTS"),
-    "dynamic_events": ("event probes", "the kernel has no event probes", "it needs CONFIG_EPROBE_EVENTS"),
+    "dynamic_events": ("probes", "the kernel has no dynamic_events", "it needs CONFIG_DYNAMIC_EVENTS"),
 }
 
 
@@ -400,7 +357,7 @@ def _explained(
     tracefs: Tracefs, spec: Spec, error: KernelError, debugfs: Path
 ) -> RequestError | UnservableError | None:
     """Whose fault it is that a definition was refused, in the words of the kernel's error log."""
-    family, missing, hint = _FAMILIES[spec.file]
+    family, _, _ = _FAMILIES[spec.file]
     if error.errno in (errno.EPERM, errno.EACCES, errno.EROFS):
         hint = "it takes root, CAP_SYS_ADMIN in the first user namespace and no kernel lockdown"
         return UnservableError(family, f"the kernel lets no probe be defined: {error}", hint)
@@ -412,8 +369,6 @@ def _explained(
     found = find_complaint(log, spec.definition())
     if found is not None:
         return RequestError(*_locate(spec, error, *found, debugfs))
-    if isinstance(spec, EventProbeSpec):  # nobody took the line: there is nothing that knows its `e:`
-        return UnservableError(family, missing, hint)
     return RequestError(*_guess(spec, error))
 
 
@@ -564,52 +519,21 @@ def _leftovers(tracefs: Tracefs) -> Iterator[tuple[str, str, Callable[[], None]]
 
 @dataclass(frozen=True, slots=True)
 class ProbeFeatures:
-    """What this kernel's README promises of probes, and which of the files are there."""
+    """If the kernel has kprobes, and what its README promises of them."""
 
     kprobes: bool
-    uprobes: bool
-    dynamic_events: bool
     arguments: bool  # $argN: the calling convention is known
-    arguments_at_return: bool  # $argN in return probes too
-    user_memory: bool  # +u8(...), ustring
-    arrays: bool  # u8[16]
-    immediates: bool  # \1, \"text"
-    symstr: bool
     btf: bool  # arguments by name, their fields by ->
 
 
 def probe_features(tracefs: Tracefs) -> ProbeFeatures:
-    """Reads the README. Event probes are not in it: it lists them whether there or not."""
+    """Reads the README."""
     readme = tracefs.read("README") if tracefs.exists("README") else ""
     return ProbeFeatures(
         kprobes=tracefs.exists("kprobe_events"),
-        uprobes=tracefs.exists("uprobe_events"),
-        dynamic_events=tracefs.exists("dynamic_events"),
         arguments="$arg<N>" in readme,
-        arguments_at_return="kernel return probes support:" in readme,
-        user_memory="+|-[u]<offset>(<fetcharg>)" in readme,
-        arrays=r"<type>\[<array-size>\]" in readme,
-        immediates=r"\imm-value" in readme,
-        symstr="symstr" in readme,
         btf="<argname>[->field" in readme,
     )
-
-
-def has_event_probes(tracefs: Tracefs) -> bool:
-    """True if the kernel has event probes, proven by making one, which nothing enables."""
-    if not (tracefs.writable and tracefs.exists("dynamic_events")):
-        return False
-    owner = Owner.current()
-    for system, event, field in (("raw_syscalls", "sys_enter", "id"), ("sched", "sched_process_exit", "pid")):
-        if tracefs.has_event(system, event):
-            name = owner.name("try", next(_serial))
-            spec = EventProbeSpec(owner.group, name, system, event, ((field, f"${field}"),))
-            try:
-                create(tracefs, spec).close()
-            except (KernelError, RequestError, UnservableError):
-                continue
-            return True
-    return False
 
 
 def unique_name(stem: str) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ..support import uring as uring_program
 from ..support.foreign import build
 
 
@@ -13,3 +14,9 @@ from ..support.foreign import build
 def program32(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A 32-bit program, to be told what to call."""
     return build(tmp_path_factory.mktemp("foreign"))
+
+
+@pytest.fixture(scope="session")
+def uring(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A program that makes requests through io_uring, to be told which."""
+    return uring_program.build(tmp_path_factory.mktemp("uring"))

@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 from ringside.api.v0 import Event, FileEventFilter, FileEventType
 from ringside.sensor.errors import RequestError
+from ringside.sensor.events.bulk import BulkWant
+from ringside.sensor.sensor import Sensor
 
 from ..support.stream import LIBC, RUNGS, Told, is_missing, own_sensor, watching
 
@@ -166,6 +168,51 @@ async def test_names_that_are_not_present_yet(rung: str, tmp_path: Path, record_
         events = await stream.until(is_end)
         stack.close()
     assert [told(one) for one in events[:-1]] == [(name.decode(), call.flags, call.mode) for call in calls]
+
+
+async def test_a_blocking_open_outlasts_what_others_want(tmp_path: Path, record_property: Told) -> None:
+    """Its name is read when it returns, by then by other programs than those it began under."""
+    if is_missing("program", record_property):
+        return
+    fifo = tmp_path / "ringside-fifo"
+    os.mkfifo(fifo)
+    flags = os.O_RDONLY | os.O_NOCTTY
+    thread_ids: list[int] = []
+    async with own_sensor("program") as sensor:
+        asked = opened(filename=str(fifo), open_flags_mask=os.O_NOCTTY)
+        async with watching(sensor, file_events=[asked]) as stream:
+            with untouched(tmp_path / "name", os.fsencode(fifo)) as name:
+
+                def wait() -> None:
+                    thread_ids.append(threading.get_native_id())
+                    os.close(LIBC.syscall(OPENAT, AT_FDCWD, ctypes.c_void_p(name), flags, 0))
+
+                thread = threading.Thread(target=wait)
+                thread.start()
+                while not thread_ids or not is_in(thread_ids[0], OPENAT):  # noqa: ASYNC110
+                    await asyncio.sleep(0.001)
+                for other in range(3):
+                    async with watching(sensor, file_events=[opened(filename=f"/ringside-test/{other}")]):
+                        pass
+                    await all_replaced(sensor)
+                os.close(os.open(fifo, os.O_WRONLY))
+                thread.join()
+                (event,) = await stream.until(lambda _: True)
+    assert told(event) == (str(fifo), flags, 0)
+    assert event.process_tid == thread_ids[0]
+
+
+def is_in(thread: int, call: int) -> bool:
+    """True while a thread of this process waits in a system call."""
+    return Path(f"/proc/self/task/{thread}/syscall").read_text().split()[0] == str(call)
+
+
+async def all_replaced(sensor: Sensor) -> None:
+    """What was open before a filter changed has ended."""
+    wants = [want for output in sensor.outputs.values() for want in output.attached]
+    events = [want.event.kernel for want in wants if isinstance(want, BulkWant)]
+    while any(map(sensor.rings.replaced_of, events)):  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
 
 
 NAMES = (

@@ -179,8 +179,6 @@ async def test_attempts(rung: str, through: bool, program32: Path, record_proper
     wanted = [NetworkEventFilter(type=kind) for kind in ATTEMPTS]
     with running(program32) as caller:
         call = Through(caller, through)
-        # a kprobe has the message's pointers as a 64-bit program lays them out
-        sendmsg = rung != "kprobe"
         async with own_sensor(rung) as sensor:
             async with watching(sensor, by(caller), network_events=wanted) as stream:
                 LIBC.syscall(SOCKETCALL, 3, 0)  # getuid of ours
@@ -195,9 +193,8 @@ async def test_attempts(rung: str, through: bool, program32: Path, record_proper
                         (T.BIND_ATTEMPT, 1001, told, 0),
                         (T.SENDTO_ATTEMPT, 1002, told, 0),
                     ]
-                    if sendmsg:
-                        call("sendmsg", 1003, call.message(address), 0)
-                        expected.append((T.SENDTO_ATTEMPT, 1003, told, 0))
+                    call("sendmsg", 1003, call.message(address), 0)
+                    expected.append((T.SENDTO_ATTEMPT, 1003, told, 0))
                 call("sendto", 1002, 0, 1, 0, 0, 0)
                 call("sendmsg", 1003, call.message(b""), 0)
                 call("connect", 1000, 16, 16)
@@ -227,18 +224,20 @@ async def test_attempts(rung: str, through: bool, program32: Path, record_proper
                     ]
                 assert await calls(stream, caller) == expected
             last = NetworkEventFilter(type=T.LISTEN_ATTEMPT, filter=to_message(parse(f"fd == {END}")))
-            for text, which in (
-                ("sin_port == 40443", [0]),
-                ("sin6_addr == fd00::abcd", [1]),
-                ('sun_path ~ "@ringside*"', [4, 5]),
-                ("sa_family == AF_INET && fd == 1000", []),
-                ("sa_family == AF_INET && fd == 1001", [0]),
+            for kind, text, which in (
+                (T.BIND_ATTEMPT, "sin_port == 40443", [0]),
+                (T.BIND_ATTEMPT, "sin6_addr == fd00::abcd", [1]),
+                (T.BIND_ATTEMPT, 'sun_path ~ "@ringside*"', [4, 5]),
+                (T.BIND_ATTEMPT, "sa_family == AF_INET && fd == 1000", []),
+                (T.BIND_ATTEMPT, "sa_family == AF_INET && fd == 1001", [0]),
+                (T.SENDTO_ATTEMPT, "sin_port == 40443 && fd == 1003", [0]),
             ):
-                some = NetworkEventFilter(type=T.BIND_ATTEMPT, filter=to_message(parse(text)))
+                some = NetworkEventFilter(type=kind, filter=to_message(parse(text)))
                 async with watching(sensor, by(caller), network_events=[some, last]) as stream:
                     for address, _ in ADDRESSES:
                         call("bind", 1001, caller.keep(address), len(address))
                         call("connect", 1001, caller.keep(address), len(address))
+                        call("sendmsg", 1003, call.message(address), 0)
                     found = [one[2] for one in await calls(stream, caller)]
                     assert found == [ADDRESSES[at][1] for at in which], text
 

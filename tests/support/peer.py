@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import unquote
@@ -16,6 +16,7 @@ from h2.events import DataReceived, ResponseReceived, StreamEnded, StreamReset, 
 from .fakekernel import PATIENCE
 from .fakering import Response
 
+OK, INVALID_ARGUMENT, FAILED_PRECONDITION = 0, 3, 9
 GET_EVENTS = "/capsule8.api.v0.TelemetryService/GetEvents"
 
 
@@ -210,6 +211,21 @@ async def connected(path: str) -> AsyncIterator[Peer]:
         yield peer
     finally:
         await peer.close()
+
+
+async def send(peer: Peer, pieces: Sequence[bytes], *, end: bool, patience: int = 0) -> None:
+    """A request to subscribe: accepted or refused if it has an end, else given up in a while."""
+    call = peer.call(*pieces, end=end)
+    if end:
+        await call.answer()
+        if call.messages:
+            assert Response.FromString(call.messages[0]).statuses[0].code == OK
+        else:
+            assert call.status in (INVALID_ARGUMENT, FAILED_PRECONDITION), call.message
+    else:  # the message may never be whole
+        for _ in range(patience):
+            await asyncio.sleep(0)
+    call.reset()
 
 
 async def see(watcher: Call, number: int) -> None:
