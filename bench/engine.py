@@ -73,11 +73,11 @@ def measure(outputs: int, processes: int, rounds: int, shared: bool, containers:
         start = time.perf_counter_ns()
         while (why := engine.drain(0)) != lib.RS_DONE:
             assert why == lib.RS_FULL, why
-            engine.take(engine.stop.index)
+            engine.drop(engine.stop.index)
         best = min(best, (time.perf_counter_ns() - start) / fit)
         assert page[tail_at] == at
     for number in numbers:
-        engine.take(number)
+        engine.drop(number)
     engine.close()
     return best
 

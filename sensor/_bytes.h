@@ -166,6 +166,12 @@ static inline void *map_get(const struct map *m, uint64_t key)
     }
 }
 
+static inline void map_prefetch(const struct map *m, uint64_t key)
+{
+    if (m->room)
+        __builtin_prefetch(&m->slots[map_slot(m, key)]);
+}
+
 static bool map_set(struct map *m, uint64_t key, void *value)
 {
     if (2 * (m->used + 1) > m->room) {

@@ -812,6 +812,42 @@ void rs_again(rs_engine *e)
     e->stepping = -1;
 }
 
+/*
+ * With thousands of processes and containers most look-ups miss the cache. So have what the next records need on its
+ * way: of the third the place in the table, of the second the process, of the first the container.
+ */
+static inline void fetch_ahead(rs_engine *e, const struct ring *r)
+{
+    int32_t pid = (int32_t)load(r->record + 16, 4);
+    uint64_t at = r->at + r->record_size;
+    for (int steps = 0; steps < 3; steps++) {
+        uint64_t offset = at & (r->size - 1);
+        if (at + 24 > r->head || offset + 24 > r->size)
+            return;
+        const uint8_t *next = r->data + offset;
+        int32_t other = (int32_t)load(next + 16, 4);
+        if (other == pid)
+            return;
+        pid = other;
+        if (steps == 2) {
+            map_prefetch(&e->processes, (uint64_t)(uint32_t)other);
+            return;
+        }
+        const struct process *p = map_get(&e->processes, (uint64_t)(uint32_t)other);
+        if (!p)
+            return;
+        if (steps) {
+            __builtin_prefetch(p);
+            __builtin_prefetch((const char *)p + 64);
+        } else if (p->container) {
+            const char *c = (const char *)container_of(e, p->container);
+            for (int line = 0; line < 5; line++)
+                __builtin_prefetch(c + 64 * line);
+        }
+        at += load(next + 6, 2);
+    }
+}
+
 int rs_drain(rs_engine *e, uint64_t budget, rs_stop *stop)
 {
     *stop = (rs_stop){.index = -1};
@@ -865,6 +901,7 @@ int rs_drain(rs_engine *e, uint64_t budget, rs_stop *stop)
         do {
             uint32_t type = (uint32_t)load(first->record, 4);
             if (type == PERF_RECORD_SAMPLE) {
+                fetch_ahead(e, first);
                 int why = sample(e, first, stop);
                 if (why == RS_UNKNOWN || why == RS_CGROUP)
                     return why; /* the record stays, to be taken again */
