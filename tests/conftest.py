@@ -16,8 +16,6 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from .support.calls import pair, rig  # noqa: F401
-
 # how long an example takes says more about what else runs; CI tries the same examples each time
 hypothesis.settings.register_profile("ringside", deadline=None, derandomize=bool(os.environ.get("CI")))
 hypothesis.settings.load_profile("ringside")

@@ -21,9 +21,7 @@ from ringside.sensor._perf import ffi, lib
 from ringside.sensor.engine import Route, pack_fetches
 from ringside.sensor.plan import Came, Fetch, FetchKind, FetchSpec, Front, Kernel, Side, When, compile_plan
 
-from .support.calls import (
-    Calls,
-)
+from .support.calls import Calls, rig
 from .support.fakering import (
     HERE,
     PAGE,

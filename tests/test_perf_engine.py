@@ -29,6 +29,8 @@ from .support.calls import (
     call,
     calls,
     chargen,
+    pair,
+    rig,
 )
 from .support.fakering import (
     EXIT,

@@ -18,16 +18,7 @@ from ringside.sensor.errors import KernelError
 from ringside.sensor.plan import Kernel, Side, When
 from ringside.sensor.program import Cmp, Test, TestFlag, TestKind
 
-from .support.calls import (
-    ENTER,
-    ENTER_TABLE,
-    LEAVE,
-    LIFE,
-    Calls,
-    call,
-    calls,
-    chargen,
-)
+from .support.calls import ENTER, ENTER_TABLE, LEAVE, LIFE, Calls, call, calls, chargen, pair, rig
 from .support.fakering import (
     decode,
     now,

@@ -7,12 +7,7 @@ import random
 import pytest
 from ringside.sensor._perf import ffi, lib
 
-from .support.calls import (
-    SYS,
-    Calls,
-    call,
-    calls,
-)
+from .support.calls import SYS, Calls, call, calls, pair, rig
 from .support.fakering import (
     now,
     process_id,
