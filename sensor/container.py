@@ -530,12 +530,13 @@ class ContainerTable:
         facts: Facts,
         ran: bool = True,
     ) -> None:
+        known = self.get(container_id)
+        if kind in (RUNNING, EXITED) and not facts.host_pid and not (known and known.host_pid):
+            self._catch_up()  # perhaps it is over, so that nobody but the kernel lane can tell its pid
         if container_id in self._destroyed and container_id not in self._records:
             self.counts.stale += 1
             return
         record = self._record(container_id)
-        if kind in (RUNNING, EXITED) and not (facts.host_pid or record.container.host_pid):
-            self._catch_up()  # perhaps it is over, so that nobody but the kernel lane can tell its pid
         record.driver = source
         record.asked.clear()
         self._merge(record, replace(facts, host_pid=0))  # a pid belongs to one run, _advance decides

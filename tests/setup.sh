@@ -15,6 +15,7 @@ debootstrap      /usr/sbin/debootstrap
 busybox-static   /bin/busybox
 kmod             /usr/sbin/depmod
 e2fsprogs        /usr/sbin/mke2fs
+apparmor         /usr/sbin/apparmor_parser
 LIST
 }
 

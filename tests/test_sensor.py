@@ -187,10 +187,35 @@ async def test_perf_events_that_are_refused(kernel: FakeKernel, error: int, word
 async def test_rings_that_there_is_no_memory_for(kernel: FakeKernel) -> None:
     with (
         mock.patch.object(FakeKernel, "rs_ring_open", return_value=-errno.EPERM),
-        pytest.raises(SetupError, match="no memory may be locked for a ring"),
+        pytest.raises(SetupError, match="no memory may be locked for a ring of 256 KiB"),
     ):
         async with kernel.sensor():
             pass
+    assert not any(kernel.is_open(fd) for fd in kernel.perfs)
+
+
+async def test_rings_that_there_is_less_memory_for(
+    kernel: FakeKernel, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are halved, on all CPUs, until they fit; what was opened in vain is closed."""
+    opened: list[tuple[int, int]] = []
+    original = FakeKernel.rs_ring_open
+
+    def open_ring(self: FakeKernel, engine: Any, fd: int, cpu: int, pages: int) -> int:
+        if pages > (64 if cpu else 128):
+            return -errno.EPERM
+        opened.append((cpu, pages))
+        return original(self, engine, fd, cpu, pages)
+
+    with mock.patch.object(FakeKernel, "rs_ring_open", open_ring):
+        async with (
+            kernel.sensor(ring_size=8 << 20, lifecycle_ring_size=256 << 10) as sensor,
+            reading(sensor, syscall_events=[SyscallEventFilter(type=ENTER)]) as reader,
+        ):
+            kernel.enter(3)
+            assert (await reader.take(1))[0].syscall.id == 3
+    assert opened == [(0, 64), (1, 64), (0, 128), (0, 64), (1, 64)]
+    assert "bulk rings of 256 KiB instead of 8192" in caplog.text
     assert not any(kernel.is_open(fd) for fd in kernel.perfs)
 
 
