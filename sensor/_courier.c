@@ -1,8 +1,8 @@
 /* The courier: what must be read of a caller's memory is read at once. Part of _perf.c. */
 
 enum {
-    GLANCE = 256, /* bytes */
-    AHEAD = 16,  /* records */
+    GLANCE = 256, /* bytes that are read first */
+    AHEAD = 16,   /* records that are read for at once */
 };
 
 /* Read another process's memory, as far as it is there; the number of bytes, or -errno. */
@@ -23,7 +23,7 @@ int64_t rs_read_memory(int32_t pid, uint64_t address, uint8_t *out, size_t lengt
     return (int64_t)done;
 }
 
-/* How much is read at once of something `length` long at most: most names are short, a page costs more than a part. */
+/* How much is read first of something `length` long at most: most names are short, a page costs more than a part. */
 static size_t first_step(uint64_t address, size_t length)
 {
     size_t step = 4096 - (size_t)(address % 4096);
@@ -271,7 +271,8 @@ static uint32_t record_at(const struct lane *l, uint64_t at, uint64_t head, uint
 /* What is to be fetched for a record, or NULL for nothing. */
 static const rs_fetch *fetch_of(const struct courier *c, const uint8_t *p, uint32_t size)
 {
-    const struct fetches *all = load(p, 4) == PERF_RECORD_SAMPLE && size >= 40 ? map_get(&c->fetches, load(p + 8, 8)) : NULL;
+    bool sample = load(p, 4) == PERF_RECORD_SAMPLE && size >= 40;
+    const struct fetches *all = sample ? map_get(&c->fetches, load(p + 8, 8)) : NULL;
     uint32_t raw_length = all ? (uint32_t)load(p + 32, 4) : 0;
     bool sound = all && raw_length <= size - 36 && raw_length < MAX_RECORD - FETCH_ROOM - 256;
     return sound ? fetch_for(all, p + 36, raw_length) : NULL;
@@ -316,7 +317,7 @@ static uint64_t look_ahead(struct courier *c, const struct lane *l, uint64_t hea
     return at;
 }
 
-/* Carry what a lane's kernel ring holds, and count it; false if the second ring is full. */
+/* Carry what a lane's kernel ring holds, and count that; false if the second ring is full. */
 static bool carry(struct courier *c, struct lane *l, unsigned *carried)
 {
     uint64_t head = __atomic_load_n(&l->from->data_head, __ATOMIC_ACQUIRE), seen = l->at;

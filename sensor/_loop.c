@@ -23,8 +23,8 @@ int rs_timer_every(int fd, uint64_t ns, int same)
 }
 
 /*
- * Write bytes to a socket as one gRPC message, in DATA frames (RFC 9113, 6.1) of a stream, of no more than `frame` bytes
- * each, without waiting. How many bytes of all that, headers included, the socket took, or -errno.
+ * Write bytes to a socket as one gRPC message, in DATA frames (RFC 9113, 6.1) of a stream, of no more than `frame`
+ * bytes each, without waiting. How many bytes of all that, headers included, the socket took, or -errno.
  */
 int64_t rs_send_message(int fd, const uint8_t *message, size_t length, uint32_t stream, uint32_t frame)
 {
