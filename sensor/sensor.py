@@ -68,6 +68,7 @@ class Sensor:
         self._soon: asyncio.Handle | None = None
         self._closing: list[Callable[[], None]] = []
         self._running = False
+        self._draining = False
         self._drained = 0  # what is older than this has been handled
         self._stopping = False
         self._resync = False  # lifecycle records were lost
@@ -305,11 +306,19 @@ class Sensor:
             self._every = delay
 
     def drain_once(self) -> None:
-        """Read the rings now, whoever waits for what is in them."""
-        self._drain()
+        """Read the rings now, whoever waits for what is in them; nothing if that is being done."""
+        if not self._draining:
+            self._drain()
 
     def _drain(self) -> int:
         """Read the rings; how long until the next time, in ns, 0 if there is more at once."""
+        self._draining = True
+        try:
+            return self._drain_all()
+        finally:
+            self._draining = False
+
+    def _drain_all(self) -> int:
         engine, handlers, stop = self.engine, self.process_family.handlers, self.engine.stop
         delay = -1
         budget, turns = _BUDGET, _TURNS
