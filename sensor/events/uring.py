@@ -34,7 +34,17 @@ from ..expression import FALSE, Op, Predicate, all_of, any_of, predicates
 from ..program import fields_of
 from . import Mechanism
 from .bulk import BulkEvent, BulkWant
-from .call_programs import NAME_READ, OPENED, OPENED_SIZE, PATH_MAX, SOCKADDR, emit_record, leave_out, room
+from .call_programs import (
+    NAME_READ,
+    OPENED,
+    OPENED_SIZE,
+    PATH_MAX,
+    SOCKADDR,
+    emit_record,
+    emitted,
+    leave_out,
+    room,
+)
 from .ladder import Ladder, Rung
 
 if TYPE_CHECKING:
@@ -453,7 +463,7 @@ def request_event(
         program = made.program(tracepoint, "uring_request", refuse, 0 if everybodys else sensor.pid)
         return [bpf.Attachment(tracepoint.id, program)]
 
-    return _event(sensor, made.record, table, compared, attach)
+    return emitted(sensor, made.record, table, compared, attach)
 
 
 def completion_event(sensor: Sensor, opcodes: Sequence[Opcode], table: Table) -> BulkEvent:
@@ -470,7 +480,7 @@ def completion_event(sensor: Sensor, opcodes: Sequence[Opcode], table: Table) ->
         program = completion_program(btf, tracepoint, opcodes, "uring_done", refuse)
         return [bpf.Attachment(tracepoint.id, program)]
 
-    return _event(sensor, COMPLETED, table, compared, attach)
+    return emitted(sensor, COMPLETED, table, compared, attach)
 
 
 def bare_event(sensor: Sensor, table: Table) -> BulkEvent:
@@ -485,23 +495,4 @@ def bare_event(sensor: Sensor, table: Table) -> BulkEvent:
         exclude=sensor.exclude_self(),
         flags=sensor.lineage_flag(),
         fields={"opcode": fields_of(tracepoint)["opcode"]},
-    )
-
-
-def _event(
-    sensor: Sensor,
-    record: Format,
-    table: Table,
-    fields: Fields,
-    programs: Callable[[Expression, bool], Sequence[bpf.Attachment]],
-) -> BulkEvent:
-    return BulkEvent(
-        sensor.rings,
-        record,
-        0,
-        table,
-        exclude=sensor.exclude_self(),
-        flags=sensor.lineage_flag(),
-        fields=fields,
-        programs=programs,
     )
