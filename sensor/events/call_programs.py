@@ -8,7 +8,7 @@ the arguments are kept, and a second program reads again at the call's exit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -308,6 +308,17 @@ def program_event(
             made.append(bpf.Attachment(entered, program.enter(f"enter_{name}", refuse, self_pid)))
         return made
 
+    return emitted(sensor, record, table, compared, build)
+
+
+def emitted(
+    sensor: Sensor,
+    record: Format,
+    table: Table,
+    fields: Fields,
+    programs: Callable[[Expression, bool], Sequence[bpf.Attachment]],
+) -> BulkEvent:
+    """An event whose `record`s programs emit: those made for what is wanted, and whether of everybody."""
     return BulkEvent(
         sensor.rings,
         record,
@@ -315,6 +326,6 @@ def program_event(
         table,
         exclude=sensor.exclude_self(),
         flags=sensor.lineage_flag(),
-        fields=compared,
-        programs=build,
+        fields=fields,
+        programs=programs,
     )

@@ -9,8 +9,8 @@ io_uring_submit_sqe before 6.4. By then the kernel has read the request. The lad
 2. kprobes on what reads requests (io_uring/openclose.c, net.c) see them as the caller gave them.
 3. The tracepoint says which operation it is, and no more: what a filter asks for can't be told from the rest.
 
-Results come by a program at io_uring_complete, where that tells of which request (since 5.17). Completions of
-one request but for the last (multishot) do not, and are not seen.
+Results come by a program at io_uring_complete, where that tells of which request (since 5.17). Of a request
+that completes again and again (multishot) only the last is told; the others do not say whose they are.
 """
 
 from __future__ import annotations
@@ -34,7 +34,17 @@ from ..expression import FALSE, Op, Predicate, all_of, any_of, predicates
 from ..program import fields_of
 from . import Mechanism
 from .bulk import BulkEvent, BulkWant
-from .call_programs import NAME_READ, OPENED, OPENED_SIZE, PATH_MAX, SOCKADDR, emit_record, leave_out, room
+from .call_programs import (
+    NAME_READ,
+    OPENED,
+    OPENED_SIZE,
+    PATH_MAX,
+    SOCKADDR,
+    emit_record,
+    emitted,
+    leave_out,
+    room,
+)
 from .ladder import Ladder, Rung
 
 if TYPE_CHECKING:
@@ -48,6 +58,8 @@ if TYPE_CHECKING:
 _SUBMISSIONS = ("io_uring_submit_req", "io_uring_submit_sqe")
 _COMPLETION = "io_uring_complete"
 _REQUEST = struct.Struct("=BBHiQQIIQHHiQQ")  # struct io_uring_sqe
+# what a sysctl, seccomp, a security module, a limit on locked memory say
+_NOT_OURS = frozenset({errno.EPERM, errno.ENOSYS, errno.EACCES, errno.ENOMEM})
 _FIXED_FILE = 1  # REQ_F_FIXED_FILE: its descriptor is an index among the ring's files, which is none
 _ENTRY_SHIFT = 6  # 64 bytes
 _LARGE_ENTRIES = 1 << 10  # IORING_SETUP_SQE128: twice as many
@@ -101,7 +113,7 @@ def make_request(opcode: Opcode, fd: int, address: bytes, more: int = 0) -> bool
     flags = os.O_CLOEXEC if opcode in OPENS else 0
     entry = _REQUEST.pack(opcode, 0, 0, fd, more, pointer, 0, flags, 0, 0, 0, 0, 0, 0)
     result = lib.rs_uring_request(entry)
-    if result in (-errno.EPERM, -errno.ENOSYS):
+    if -result in _NOT_OURS:
         return False
     if result < 0:
         raise KernelError("a request of io_uring", -result)
@@ -451,7 +463,7 @@ def request_event(
         program = made.program(tracepoint, "uring_request", refuse, 0 if everybodys else sensor.pid)
         return [bpf.Attachment(tracepoint.id, program)]
 
-    return _event(sensor, made.record, table, compared, attach)
+    return emitted(sensor, made.record, table, compared, attach)
 
 
 def completion_event(sensor: Sensor, opcodes: Sequence[Opcode], table: Table) -> BulkEvent:
@@ -468,7 +480,7 @@ def completion_event(sensor: Sensor, opcodes: Sequence[Opcode], table: Table) ->
         program = completion_program(btf, tracepoint, opcodes, "uring_done", refuse)
         return [bpf.Attachment(tracepoint.id, program)]
 
-    return _event(sensor, COMPLETED, table, compared, attach)
+    return emitted(sensor, COMPLETED, table, compared, attach)
 
 
 def bare_event(sensor: Sensor, table: Table) -> BulkEvent:
@@ -483,23 +495,4 @@ def bare_event(sensor: Sensor, table: Table) -> BulkEvent:
         exclude=sensor.exclude_self(),
         flags=sensor.lineage_flag(),
         fields={"opcode": fields_of(tracepoint)["opcode"]},
-    )
-
-
-def _event(
-    sensor: Sensor,
-    record: Format,
-    table: Table,
-    fields: Fields,
-    programs: Callable[[Expression, bool], Sequence[bpf.Attachment]],
-) -> BulkEvent:
-    return BulkEvent(
-        sensor.rings,
-        record,
-        0,
-        table,
-        exclude=sensor.exclude_self(),
-        flags=sensor.lineage_flag(),
-        fields=fields,
-        programs=programs,
     )
