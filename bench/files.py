@@ -1,8 +1,9 @@
 """Opens and connects, at a rate and flat out: how many arrive, and what each costs the sensor.
 
 At a rate, most of the cost is that the sensor wakes up a hundred times a second; `more than at rest` is
-without what a sensor with the same subscriber and no load costs. `perf record` of the same calls, in the same
-run, is the yardstick; it copies arguments, not what they point at, and wakes up when a ring is half full.
+without what a sensor with the same subscriber and no load costs. Yardsticks in the same run: system calls at the
+same rate, and `perf record` of the same calls, which copies arguments, not what they point at, and wakes up when
+a ring is half full.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import time
 from common import ask, counting_client, cpu_time, load, machine, perf_record, sensor, settle
 
 LOADS = (  # label, what is subscribed to, load, rate (0: flat out), whether anything should arrive
+    ("system calls, 10,000/s", "syscall:getppid", "syscalls", 10000, True),
     ("opens, 10,000/s", "file:/etc/hostname", "opens", 10000, True),
     ("opens, a filter that fits nothing", "file:/nowhere/*", "opens", 10000, False),
     ("opens, flat out", "file:/etc/hostname", "opens", 0, True),
+    ("system calls, 5,000/s", "syscall:getppid", "syscalls", 5000, True),
     ("connects, 5,000/s", "network:connect:attempt", "connects", 5000, True),
     ("connects, flat out", "network:connect:attempt", "connects", 0, True),
 )
@@ -46,7 +49,7 @@ def measure(label: str, what: str, kind: str, seconds: float, rate: float, arriv
         f"lost {lost - lost_before:5,}  {used / issued * 1e6:6.2f} µs each, "
         f"{(used - at_rest) / issued * 1e6:6.2f} more than at rest"
     )
-    if arrives:
+    if arrives and kind in CALLS:
         perf = perf_record(CALLS[kind], 'comm == "load"', kind, seconds, rate)
         print(f"{'  perf record':34} {perf['pace']:8,.0f}/s  {perf['cpu']:49.2f} µs each")
 
