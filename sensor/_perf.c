@@ -595,7 +595,8 @@ static int64_t plan_body(rs_engine *e, const struct source *s, const struct reco
     }
 }
 
-static void dispatch(rs_engine *e, const struct source *s, const struct record *rec, struct process *p)
+/* Have a record go to whoever wants it; false if nobody does. */
+static bool dispatch(rs_engine *e, const struct source *s, const struct record *rec, struct process *p)
 {
     bool self = rec->pid == e->self_pid;
     uint32_t container = p ? p->container : 0;
@@ -606,16 +607,21 @@ static void dispatch(rs_engine *e, const struct source *s, const struct record *
         int32_t list = s->by_key && key >= 0 && key < KEYS ? s->by_key[key] : s->others;
         n = collect(e, s, list, key, n, rec, self, container);
     }
-    if (!n) {
-        *(self ? &e->counters.self : &e->counters.unwanted) += 1;
-        return;
-    }
+    if (!n)
+        return false;
     int64_t length = plan_body(e, s, rec);
     if (length < 0)
         e->counters.corrupt += rec->raw_length;
     else
         deliver(e, e->wanting, n, rec->time, rec->cpu, rec->tid, p, container_of(e, container), s->flags & RS_LINEAGE,
                 e->body, (size_t)length);
+    return true;
+}
+
+static void dispatch_counted(rs_engine *e, const struct source *s, const struct record *rec, struct process *p)
+{
+    if (!dispatch(e, s, rec, p))
+        *(rec->pid == e->self_pid ? &e->counters.self : &e->counters.unwanted) += 1;
 }
 
 #include "_lifecycle.c"
@@ -644,7 +650,7 @@ uint64_t rs_release(rs_engine *e, uint32_t container)
                     deliver(e, e->wanting, n, h.time, h.cpu, h.tid, p, c, false, e->body, h.length);
             } else if (h.source < e->n_sources && e->sources[h.source].used) {
                 struct record rec = {bytes, bytes + h.length, h.length, h.side_length, h.time, h.cpu, h.pid, h.tid};
-                dispatch(e, &e->sources[h.source], &rec, p);
+                dispatch_counted(e, &e->sources[h.source], &rec, p);
             }
         }
         at += h.total;
@@ -800,7 +806,7 @@ static int sample(rs_engine *e, struct ring *r, rs_stop *stop)
                 return RS_DONE;
         }
     }
-    dispatch(e, s, &rec, process);
+    dispatch_counted(e, s, &rec, process);
     return RS_DONE;
 }
 
