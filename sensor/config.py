@@ -115,8 +115,8 @@ class Config:
         "system", "Where events of certain containers are made: system, or cgroup (only there, if safe)."
     )
     history_size: int = _setting(
-        16 << 20,
-        "What is kept of past process and container events for `since_duration`.",
+        12 << 20,
+        "What is kept of past process events for `since_duration`.",
         parse_size,
         kind="size",
     )
