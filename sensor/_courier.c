@@ -567,20 +567,22 @@ static void prompt_close(rs_engine *e, const struct ring *r)
     courier_wake(c);
 }
 
-/* Give the courier a moment to hand on what the kernel has written: later records must not overtake it. */
+/* Hand on what the kernel has written, as the courier would: later records must not overtake it. */
 static void courier_settle(rs_engine *e)
 {
     struct courier *c = e->courier;
-    for (int tries = 0; c && tries < 100; tries++) {
-        bool waiting = false;
-        for (size_t i = 0; i < c->n_lanes; i++) /* only this thread adds and removes lanes */
-            if (c->lanes[i].used && !c->full)
-                waiting |= __atomic_load_n(&c->lanes[i].from->data_head, __ATOMIC_RELAXED) !=
-                           __atomic_load_n(&c->lanes[i].from->data_tail, __ATOMIC_ACQUIRE);
-        if (!waiting)
-            return;
-        if (tries == 2)
-            courier_wake(c);
-        nanosleep(&(struct timespec){.tv_nsec = 20000}, NULL);
-    }
+    bool waiting = false;
+    for (size_t i = 0; c && i < c->n_lanes; i++) /* only this thread adds and removes lanes */
+        if (c->lanes[i].used)
+            waiting |= __atomic_load_n(&c->lanes[i].from->data_head, __ATOMIC_RELAXED) !=
+                       __atomic_load_n(&c->lanes[i].from->data_tail, __ATOMIC_ACQUIRE);
+    if (!waiting)
+        return;
+    unsigned carried = 0;
+    pthread_mutex_lock(&c->lock); /* held while it carries; not while it pauses, which would be long to wait for */
+    for (size_t i = 0; i < c->n_lanes; i++)
+        if (c->lanes[i].used && !carry(c, &c->lanes[i], &carried))
+            c->full = true;
+    c->recent += carried;
+    pthread_mutex_unlock(&c->lock);
 }
