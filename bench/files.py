@@ -1,9 +1,9 @@
 """Opens and connects, at a rate and flat out: how many arrive, and what each costs the sensor.
 
 At a rate, most of the cost is that the sensor wakes up a hundred times a second; `more than at rest` is
-without what a sensor with the same subscriber and no load costs. Yardsticks in the same run: system calls at the
-same rate, and `perf record` of the same calls, which copies arguments, not what they point at, and wakes up when
-a ring is half full.
+without what a sensor with the same subscriber and no load costs. Yardsticks in the same run: system calls at
+the same rate, and `perf record` of the same calls, which copies arguments, not what they point at, and wakes
+up when a ring is half full.
 """
 
 from __future__ import annotations
