@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FLUSH_AT = 64 << 10  # bytes of a message
+FLUSH_AT = 60 << 10  # bytes of a message, which so fits the window that a gRPC client has by default
 DOMAIN = "ringside"
 _MOST_FILTERS = 4096
 _SLICE = 2 * 10**6  # ns of checking filters between two turns for others
