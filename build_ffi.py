@@ -23,6 +23,7 @@ ffibuilder.set_source(
             "_plan.c",
             "_processes.c",
             "_outputs.c",
+            "_sources.c",
             "_lifecycle.c",
             "_rings.c",
             "_bpf.c",

@@ -22,34 +22,31 @@ int rs_bpf_map(uint32_t type, uint32_t key_size, uint32_t value_size, uint32_t e
     return fd < 0 ? -errno : (int)fd;
 }
 
-/* Set a map's element, or, without a value, delete it; of the sizes that the map was created with. */
-int rs_bpf_map_set(int map, const uint8_t *key, const uint8_t *value)
+static int map_do(int command, int map, const uint8_t *key, const uint8_t *other)
 {
     union bpf_attr attr = {0};
     attr.map_fd = (uint32_t)map;
     attr.key = address_of(key);
-    attr.value = address_of(value);
-    return bpf(value ? BPF_MAP_UPDATE_ELEM : BPF_MAP_DELETE_ELEM, &attr) ? -errno : 0;
+    attr.value = address_of(other); /* next_key, in the same place */
+    return bpf(command, &attr) ? -errno : 0;
+}
+
+/* Set a map's element, or, without a value, delete it; of the sizes that the map was created with. */
+int rs_bpf_map_set(int map, const uint8_t *key, const uint8_t *value)
+{
+    return map_do(value ? BPF_MAP_UPDATE_ELEM : BPF_MAP_DELETE_ELEM, map, key, value);
 }
 
 /* The key behind this one, or, with NULL, the first; -ENOENT if it was the last. */
 int rs_bpf_map_next(int map, const uint8_t *key, uint8_t *next)
 {
-    union bpf_attr attr = {0};
-    attr.map_fd = (uint32_t)map;
-    attr.key = address_of(key);
-    attr.next_key = address_of(next);
-    return bpf(BPF_MAP_GET_NEXT_KEY, &attr) ? -errno : 0;
+    return map_do(BPF_MAP_GET_NEXT_KEY, map, key, next);
 }
 
 /* A copy of a map's element; -ENOENT if there is none. */
 int rs_bpf_map_get(int map, const uint8_t *key, uint8_t *value)
 {
-    union bpf_attr attr = {0};
-    attr.map_fd = (uint32_t)map;
-    attr.key = address_of(key);
-    attr.value = address_of(value);
-    return bpf(BPF_MAP_LOOKUP_ELEM, &attr) ? -errno : 0;
+    return map_do(BPF_MAP_LOOKUP_ELEM, map, key, value);
 }
 
 /* Load a program for tracepoints; the descriptor, or -errno. With a log, the verifier says there what it did. */

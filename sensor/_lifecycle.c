@@ -230,13 +230,13 @@ static void tell_exit(rs_engine *e, uint32_t source, struct process *p, const st
     }
 }
 
-/* The exit that Python was given, with the status it has found, negative if none. */
-void rs_process_exit(rs_engine *e, const rs_stop *stop, int32_t code)
+/* The exit that Python was given, with the status that it has found and put there. */
+void rs_process_exit(rs_engine *e, const rs_stop *stop)
 {
     struct process *p = process_of(e, stop->pid);
     struct record rec = {.time = stop->time, .cpu = stop->cpu, .pid = stop->pid, .tid = stop->tid};
     if (p)
-        tell_exit(e, stop->facts, p, &rec, code);
+        tell_exit(e, stop->facts, p, &rec, stop->code);
 }
 
 static int on_fork(rs_engine *e, const rs_follow *how, const struct record *rec)

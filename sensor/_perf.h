@@ -290,7 +290,7 @@ int rs_process_get(rs_engine *e, int32_t pid, rs_process *out);
 void rs_process_adopt(rs_engine *e, int32_t pid, int32_t parent);
 void rs_process_move(rs_engine *e, int32_t pid, uint32_t container);
 void rs_process_end(rs_engine *e, int32_t pid, uint64_t time);
-void rs_process_exit(rs_engine *e, const rs_stop *stop, int32_t code);
+void rs_process_exit(rs_engine *e, const rs_stop *stop);
 size_t rs_process_lineage(rs_engine *e, int32_t pid, const uint8_t **out);
 size_t rs_process_pids(const rs_engine *e, int32_t *out, size_t room);
 size_t rs_process_foreign(const rs_engine *e);

@@ -22,11 +22,7 @@ class Process:
 
     pid: int
     start: int | None
-    parent: int
-    command: bytes
     container: int
-    threads: int
-    counted_at: int  # CLOCK_MONOTONIC_RAW ns: thread records before this are in `threads` already
     flags: int
 
     @property
@@ -80,11 +76,7 @@ class ProcessTable:
         return Process(
             pid,
             None if told.flags & lib.RS_NAMELESS else told.start,
-            told.parent,
-            bytes(told.comm[0 : told.comm_length]),
             told.container,
-            told.threads,
-            told.counted_at,
             told.flags,
         )
 

@@ -19,13 +19,7 @@ from ringside.sensor.errors import KernelError, SetupError
 from ringside.sensor.sensor import Sensor
 
 from .support.fakekernel import FakeKernel, Reader, loss, reading
-from .support.whole import ALL, ENTER, FORK, SYS_ENTER, make, until
-
-
-@pytest.fixture
-def kernel(tmp_path: Path) -> FakeKernel:
-    return make(tmp_path)
-
+from .support.whole import ALL, ENTER, FORK, SYS_ENTER, kernel, make, until
 
 # --- CPUs that come and go
 

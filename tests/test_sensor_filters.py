@@ -25,19 +25,20 @@ from ringside.sensor.events.ladder import Ladder
 
 from .support.fakekernel import FakeKernel, reading
 from .support.fakering import HERE, NEWEST, OLDEST, now
-from .support.whole import ENTER, EXEC, EXIT, FIRST, FORK, LEAVE, SYS_ENTER, contexts, kinds, make
-
-
-@pytest.fixture
-def kernel(tmp_path: Path) -> FakeKernel:
-    return make(tmp_path)
-
-
-@pytest.fixture(params=[HERE, OLDEST, NEWEST])
-def any_kernel(request: pytest.FixtureRequest, tmp_path: Path) -> FakeKernel:
-    """Kernels that tell the last thread's exit, and one that does not."""
-    return make(tmp_path, request.param)
-
+from .support.whole import (
+    ENTER,
+    EXEC,
+    EXIT,
+    FIRST,
+    FORK,
+    LEAVE,
+    SYS_ENTER,
+    any_kernel,
+    contexts,
+    kernel,
+    kinds,
+    make,
+)
 
 # --- filters
 

@@ -21,24 +21,14 @@ from .support.whole import (
     FORK,
     LEAVE,
     SYS_ENTER,
+    any_kernel,
+    kernel,
     kinds,
     lineage,
     make,
     process_id,
     until,
 )
-
-
-@pytest.fixture
-def kernel(tmp_path: Path) -> FakeKernel:
-    return make(tmp_path)
-
-
-@pytest.fixture(params=[HERE, OLDEST, NEWEST])
-def any_kernel(request: pytest.FixtureRequest, tmp_path: Path) -> FakeKernel:
-    """Kernels that tell the last thread's exit, and one that does not."""
-    return make(tmp_path, request.param)
-
 
 # --- losses
 

@@ -20,13 +20,7 @@ from ringside.sensor.errors import UnservableError
 from ringside.sensor.events import ladder
 
 from .support.fakekernel import FakeKernel, reading
-from .support.whole import ENTER, LEAVE, SYS_ENTER, SYS_EXIT, contexts, make, settled, until
-
-
-@pytest.fixture
-def kernel(tmp_path: Path) -> FakeKernel:
-    return make(tmp_path)
-
+from .support.whole import ENTER, LEAVE, SYS_ENTER, SYS_EXIT, contexts, kernel, make, settled, until
 
 # --- subscribers share
 

@@ -427,7 +427,7 @@ class ProcessFamily:
             if code is None and not self._sensor.waited_for(stop.time + _PENDING):
                 return WAIT
         stop.code = -1 if code is None else code
-        lib.rs_process_exit(self._engine.handle, stop, stop.code)
+        lib.rs_process_exit(self._engine.handle, stop)
         return self._on_exit_told()
 
     def _on_exit_told(self) -> int:

@@ -16,7 +16,8 @@ import pytest
 from ringside.api.v0 import Event, FileEventFilter, FileEventType, NetworkEventFilter, NetworkEventType
 from ringside.sensor.expression import parse, to_message
 
-from ..support.foreign import At, Caller32, is_run, running
+from ..support.foreign import Caller32, is_run, running
+from ..support.program import At
 from ..support.stream import LIBC, PATIENCE, RUNGS, Stream, Told, is_missing, own_sensor, watching
 from .test_files import O_LARGEFILE
 from .test_network import ADDRESSES, ATTEMPTS, RESULTS, told_address

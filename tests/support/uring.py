@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import struct
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from ringside.sensor.events.uring import Opcode
+
+from .program import At, Program, compile_program
 
 SOURCE = Path(__file__).with_name("uring.c")
 STREAM, LOCAL, DATAGRAM = 100, 101, 102  # sockets of the program
@@ -20,30 +19,11 @@ SQPOLL = 2  # IORING_SETUP_SQPOLL
 
 def build(folder: Path) -> Path:
     """The program, compiled."""
-    path = folder / "uring"
-    subprocess.run(["gcc", "-O1", "-Wall", "-Wextra", "-Werror", "-o", str(path), str(SOURCE)], check=True)
-    return path
+    return compile_program(SOURCE, folder, "-O1", "-Wall", "-Wextra", "-Werror")
 
 
-@dataclass(frozen=True)
-class At:
-    """A place in the program's memory."""
-
-    offset: int
-
-
-class Requester:
+class Requester(Program):
     """The program, running."""
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self.pid = process.pid
-        self._process = process
-        self._begin()
-
-    def _begin(self) -> None:
-        self._data = bytearray(16)  # an offset is never 0, which means no pointer
-        self._places: list[int] = []
-        self._requests: list[bytes] = []
 
     def keep(self, data: bytes) -> At:
         """Bytes in the program's memory."""
@@ -76,7 +56,7 @@ class Requester:
         off = more.offset if isinstance(more, At) else more
         addr = address.offset if address else 0
         mask = (address is not None) | isinstance(more, At) << 1
-        self._requests.append(
+        self._steps.append(
             struct.pack(
                 "=BBHiQQIIQHHHHQQQ",
                 *(opcode, flags, 0, fd, off, addr, length, how, 0, 0, 0, address_length, 0, 0, 0),
@@ -84,29 +64,7 @@ class Requester:
             )
         )
 
-    def run(self) -> list[int]:
-        """Make the requests, all with one call; what they gave."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(
-            struct.pack("=3I", len(self._requests), len(self._data), len(self._places))
-            + self._data
-            + struct.pack(f"={len(self._places)}I", *self._places)
-            + b"".join(self._requests)
-        )
-        self._process.stdin.flush()
-        count = len(self._requests)
-        self._begin()
-        return list(struct.unpack(f"={count}i", self._process.stdout.read(4 * count)))
 
-
-@contextmanager
-def running(program: Path, setup: int = 0) -> Iterator[Requester]:
+def running(program: Path, setup: int = 0) -> AbstractContextManager[Requester]:
     """The program, until it is left."""
-    with subprocess.Popen([program, str(setup)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        try:
-            yield Requester(process)
-        finally:
-            assert process.stdin is not None
-            process.stdin.close()
-    assert process.returncode == 0
+    return Requester.running(program, str(setup))

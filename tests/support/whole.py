@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pytest
 from ringside.api.v0 import (
     ProcessEventFilter,
     ProcessEventType,
@@ -16,7 +17,7 @@ from ringside.api.v0 import (
 )
 
 from .fakekernel import BOOT_ID, FakeKernel
-from .fakering import HERE
+from .fakering import HERE, NEWEST, OLDEST
 
 FORK, EXEC, EXIT = (ProcessEventFilter(type=kind) for kind in list(ProcessEventType)[1:])
 ALL = [FORK, EXEC, EXIT]
@@ -31,6 +32,17 @@ def make(folder: Path, version: str = HERE) -> FakeKernel:
     made.proc.add(1, 0, "init", 1)
     made.proc.add(50, 1, "shell", 5000)
     return made
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> FakeKernel:
+    return make(tmp_path)
+
+
+@pytest.fixture(params=[HERE, OLDEST, NEWEST])
+def any_kernel(request: pytest.FixtureRequest, tmp_path: Path) -> FakeKernel:
+    """Kernels that tell the last thread's exit, and one that does not."""
+    return make(tmp_path, request.param)
 
 
 async def until(holds: Callable[[], bool]) -> None:
