@@ -99,15 +99,14 @@ struct event { /* a perf event's id: which source it feeds, from when until when
 
 struct twin { /* a ring's last record of a source whose perf event is being replaced; see is_twin() */
     enum { NO_TWIN, FIRST, SECOND } what;
-    bool new; /* its call is not what the one before it was */
-    uint32_t source, order;
+    uint32_t source;
     int32_t tid;
     uint64_t id, generation, hash, time;
-    uint64_t seen, pause; /* of its call: generations that told of it, time since the record before it */
 };
 
 struct source {
     bool used;
+    uint64_t unwanted; /* records that no output wanted */
     uint32_t flags, key_offset, key_size;
     rs_op *ops;
     uint32_t n_ops;
@@ -488,10 +487,16 @@ static bool dispatch(rs_engine *e, const struct source *s, const struct record *
     return true;
 }
 
-static void dispatch_counted(rs_engine *e, const struct source *s, const struct record *rec, struct process *p)
+static void dispatch_counted(rs_engine *e, struct source *s, const struct record *rec, struct process *p)
 {
-    if (!dispatch(e, s, rec, p))
-        *(rec->pid == e->self_pid ? &e->counters.self : &e->counters.unwanted) += 1;
+    if (dispatch(e, s, rec, p))
+        return;
+    if (rec->pid == e->self_pid) {
+        e->counters.self++;
+    } else {
+        e->counters.unwanted++;
+        s->unwanted++;
+    }
 }
 
 #include "_lifecycle.c"
@@ -556,8 +561,10 @@ static inline bool is_alone(const struct event *v, uint64_t time)
  *   writes records it always did, so one of its records right behind the latest's is of the same call.
  * - The oldest, of bpf programs (bpf_prog_array_copy() appends). The latest's record behind it is of the same call if
  *   both were there when either was written; only calls on both sides of the whole change are not.
- * - Either, of events limited to cgroups, which are scheduled in anew with their tasks. Then between two calls must lie
- *   more time than between one's two records.
+ *
+ * Perf events limited to cgroups are taken off their CPU's list and put there again whenever tasks of different cgroups
+ * follow each other, but with all others of their kind, and in the order in which they were opened (perf_cgroup_switch(),
+ * visit_groups_merge()): the latest still comes first.
  */
 static bool is_twin(rs_engine *e, struct ring *r, uint64_t id, const struct event *v, const struct record *rec)
 {
@@ -571,21 +578,15 @@ static bool is_twin(rs_engine *e, struct ring *r, uint64_t id, const struct even
         hash = (hash ^ rec->raw[i]) * 0x9e3779b97f4a7c15u;
     const struct twin *t = &r->twin;
     bool known = t->what && t->source == v->source, alike = known && t->tid == rec->tid && t->hash == hash;
-    uint64_t pause = known ? rec->time - t->time : UINT64_MAX;
-    uint64_t seen = 1ull << v->generation % 64;
     bool twin = alike && t->id != id;
-    if (twin && (v->order == RS_ANY_ORDER || t->order == RS_ANY_ORDER)) {
-        twin = !(t->seen & seen) && (t->new ? pause < TWIN_LATEST : pause < RS_OVERLAP && pause < t->pause / 2);
-    } else if (twin && v->order == RS_LATEST_FIRST) {
+    if (twin && v->order == RS_LATEST_FIRST) {
         twin = t->generation > v->generation;
     } else if (twin) {
         const struct event *older = map_get(&e->events, t->id);
         twin = t->generation < v->generation && older && (t->time >= older->until || rec->time < older->end);
     }
-    r->twin = (struct twin){.what = twin ? SECOND : is_alone(v, rec->time) ? NO_TWIN : FIRST,
-                            .new = twin ? t->new : !alike, .source = v->source, .order = v->order,
-                            .tid = rec->tid, .id = id, .generation = v->generation, .hash = hash, .time = rec->time,
-                            .seen = twin ? t->seen | seen : seen, .pause = twin ? t->pause : pause};
+    r->twin = (struct twin){.what = twin ? SECOND : is_alone(v, rec->time) ? NO_TWIN : FIRST, .source = v->source,
+                            .tid = rec->tid, .id = id, .generation = v->generation, .hash = hash, .time = rec->time};
     return twin;
 }
 
@@ -607,7 +608,7 @@ static int sample(rs_engine *e, struct ring *r, rs_stop *stop)
         e->counters.stale++;
         return RS_DONE;
     }
-    const struct source *s = &e->sources[event->source];
+    struct source *s = &e->sources[event->source];
     rec.raw_length = size >= 40 ? load(p + 32, 4) : SIZE_MAX;
     if (rec.raw_length > size - 36) {
         e->counters.corrupt += size;

@@ -76,10 +76,7 @@ enum { /* flags of a process */
 };
 
 /* Which of a source's perf events writes its record of a call first, while one takes another's place. */
-enum { RS_LATEST_FIRST, RS_LATEST_LAST, RS_ANY_ORDER };
-
-/* ns; of calls that are all alike, records of two perf events that lie further apart are of two calls */
-enum { RS_OVERLAP = 20000 };
+enum { RS_LATEST_FIRST, RS_LATEST_LAST };
 
 enum { /* flags of a container */
     RS_HOLD = 1 /* its processes' events wait for rs_release() */
@@ -197,12 +194,13 @@ uint64_t rs_sequence(const rs_engine *e);
 
 enum {
     RS_PERF_RING = -1,
-    RS_PERF_OUTPUT = -2 /* what bpf programs hand to it */
+    RS_PERF_OUTPUT = -2,  /* what bpf programs hand to it */
+    RS_PERF_SWITCHES = -3 /* nothing: it counts how often tasks of different cgroups follow each other on the CPU */
 };
 
 /* What a perf event samples, and when it wakes its reader. */
 typedef struct {
-    int64_t tracepoint;      /* its id; RS_PERF_RING: nothing, only a ring to write to; RS_PERF_OUTPUT */
+    int64_t tracepoint;      /* its id; RS_PERF_RING: nothing, only a ring to write to; or one of the others */
     uint32_t watermark;      /* wake the reader when this many bytes are waiting; 0: for each sample */
     uint32_t stack_size;     /* bytes of the user's stack, a multiple of 8, for RS_FETCH_ARGUMENTS */
     uint32_t abi;            /* the caller's ABI: that of its registers, for RS_CALLER */
@@ -216,6 +214,7 @@ int rs_perf_filter(int fd, const char *filter);
 int rs_perf_redirect(int fd, int ring_fd);
 int rs_perf_enable(int fd, int on);
 int64_t rs_perf_lost(int fd);
+int64_t rs_perf_count(int fd);
 int rs_perf_program(int fd, int program);
 
 int rs_bpf_map(uint32_t type, uint32_t key_size, uint32_t value_size, uint32_t entries);
@@ -271,6 +270,7 @@ int rs_source_set(rs_engine *e, uint32_t source, uint32_t flags, const rs_op *op
 int rs_source_route(rs_engine *e, uint32_t source, const rs_entry *entries, uint32_t n_entries,
                     const rs_test *tests, uint32_t n_tests, const uint8_t *pool, size_t pool_length);
 int rs_source_view(rs_engine *e, uint32_t source, uint32_t offset, uint32_t length, uint32_t count_offset);
+uint64_t rs_source_unwanted(const rs_engine *e, uint32_t source);
 int rs_event_set(rs_engine *e, uint64_t id, uint32_t source, uint32_t order, uint64_t from, uint64_t until);
 void rs_event_end(rs_engine *e, uint64_t id, uint64_t time);
 void rs_event_clear(rs_engine *e, uint64_t id);

@@ -13,6 +13,7 @@
 #ifndef FIRST_ARGUMENT
 #define FIRST_ARGUMENT 0
 #endif
+#define CGROUP_SWITCHES 11 /* PERF_COUNT_SW_CGROUP_SWITCHES, 5.13 */
 #ifndef PERF_FORMAT_LOST
 #define PERF_FORMAT_LOST (1u << 4) /* 6.0 */
 #endif
@@ -23,10 +24,11 @@ int rs_perf_open(const rs_perf *perf, int cpu, int cgroup_fd)
     struct perf_event_attr attr = {
         .size = sizeof attr,
         .type = perf->tracepoint < 0 ? PERF_TYPE_SOFTWARE : PERF_TYPE_TRACEPOINT,
-        .config = perf->tracepoint == RS_PERF_OUTPUT ? PERF_COUNT_SW_BPF_OUTPUT
-                  : perf->tracepoint < 0             ? PERF_COUNT_SW_DUMMY
-                                                     : (uint64_t)perf->tracepoint,
-        .sample_period = 1,
+        .config = perf->tracepoint == RS_PERF_OUTPUT     ? PERF_COUNT_SW_BPF_OUTPUT
+                  : perf->tracepoint == RS_PERF_SWITCHES ? CGROUP_SWITCHES
+                  : perf->tracepoint < 0                 ? PERF_COUNT_SW_DUMMY
+                                                         : (uint64_t)perf->tracepoint,
+        .sample_period = perf->tracepoint != RS_PERF_SWITCHES,
         .sample_type = PERF_SAMPLE_IDENTIFIER | PERF_SAMPLE_TID | PERF_SAMPLE_TIME | PERF_SAMPLE_RAW,
         .disabled = 1,
         .sample_id_all = 1,
@@ -52,10 +54,15 @@ int rs_perf_open(const rs_perf *perf, int cpu, int cgroup_fd)
     }
     if (perf->cgroup)
         attr.sample_type |= PERF_SAMPLE_CGROUP;
-    long fd = syscall(SYS_perf_event_open, &attr, cgroup_fd >= 0 ? cgroup_fd : -1, cpu, -1, flags);
+    pid_t whose = cgroup_fd >= 0 ? cgroup_fd : -1;
+    long fd = syscall(SYS_perf_event_open, &attr, whose, cpu, -1, flags);
     if (fd < 0 && errno == EINVAL) {
         attr.read_format = 0; /* before 6.0 */
-        fd = syscall(SYS_perf_event_open, &attr, cgroup_fd >= 0 ? cgroup_fd : -1, cpu, -1, flags);
+        fd = syscall(SYS_perf_event_open, &attr, whose, cpu, -1, flags);
+    }
+    if (fd < 0 && errno == ENOENT && perf->tracepoint == RS_PERF_SWITCHES) {
+        attr.config = PERF_COUNT_SW_CONTEXT_SWITCHES; /* before 5.13: of any tasks */
+        fd = syscall(SYS_perf_event_open, &attr, whose, cpu, -1, flags);
     }
     return fd < 0 ? -errno : (int)fd;
 }
@@ -86,6 +93,14 @@ int64_t rs_perf_lost(int fd)
     uint64_t value[2];
     ssize_t n = read(fd, value, sizeof value);
     return n < 0 ? -errno : n < (ssize_t)sizeof value ? -ENOTSUP : (int64_t)value[1];
+}
+
+/* What it has counted; -errno. */
+int64_t rs_perf_count(int fd)
+{
+    uint64_t value[2];
+    ssize_t n = read(fd, value, sizeof value);
+    return n < 0 ? -errno : n < 8 ? -EIO : (int64_t)value[0];
 }
 
 /* ---- rings --------------------------------------------------------------------------------------- */

@@ -112,7 +112,9 @@ class Config:
         kind="duration",
     )
     scope: str = _setting(
-        "system", "Where events of certain containers are made: system, or cgroup (only there, if safe)."
+        "auto",
+        "Where events of certain containers are made: system, cgroup (only there, if that misses none), or"
+        " auto (whichever is cheaper).",
     )
     history_size: int = _setting(
         12 << 20,
@@ -139,8 +141,8 @@ class Config:
             raise RequestError("lineage", f"{self.lineage!r} is neither process nor all")
         if self.mechanism not in ("auto", "program", "kprobe", "memory"):
             raise RequestError("mechanism", f"{self.mechanism!r} is none of auto, program, kprobe, memory")
-        if self.scope not in ("system", "cgroup"):
-            raise RequestError("scope", f"{self.scope!r} is neither system nor cgroup")
+        if self.scope not in ("auto", "system", "cgroup"):
+            raise RequestError("scope", f"{self.scope!r} is none of auto, system, cgroup")
         if self.sensor_id and not re.fullmatch(r"[\w.-]{1,40}", self.sensor_id):
             raise RequestError("sensor-id", "1 to 40 letters, digits, dots, dashes or underscores")
         for address in self.listen:

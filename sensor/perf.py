@@ -181,7 +181,7 @@ class KernelEvent:
                 self._open_on(cpu, fresh)
             for _, _, number in fresh.events:
                 # not alone before the old one ends
-                self._set(number, fresh, (1 << 64) - 1)
+                self._set(number, (1 << 64) - 1)
             for _, fd, _ in fresh.events:
                 check(lib.rs_perf_enable(fd, 1), f"enable {self.name}")
             self._begin(fresh)
@@ -215,12 +215,11 @@ class KernelEvent:
 
     def _mark(self, opened: _Opened) -> None:
         for _, _, number in opened.events:
-            self._set(number, opened, opened.since, opened.until)
+            self._set(number, opened.since, opened.until)
 
-    def _set(self, number: int, opened: _Opened, since: int, until: int = 0) -> None:
-        order = lib.RS_ANY_ORDER if opened.cgroups else self._order
+    def _set(self, number: int, since: int, until: int = 0) -> None:
         handle = self.rings.engine.handle
-        check(lib.rs_event_set(handle, number, self.source, order, since, until), "event")
+        check(lib.rs_event_set(handle, number, self.source, self._order, since, until), "event")
 
     def close(self) -> None:
         """Stop producing records; what is in the rings is still delivered."""
@@ -245,7 +244,7 @@ class KernelEvent:
                     "%s: a container has ended: %s", self.name, error
                 )  # then it is opened anew, everywhere
             for _, fd, number in [one for one in self._opened.events if one[0] == cpu]:
-                self._set(number, self._opened, 0)
+                self._set(number, 0)
                 check(lib.rs_perf_enable(fd, 1), f"enable {self.name}")
 
     def drop_cpu(self, cpu: int) -> None:

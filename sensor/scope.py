@@ -1,8 +1,8 @@
-"""Kernel events limited to the cgroups of the containers that are wanted (`--scope cgroup`).
+"""Kernel events limited to the cgroups of the containers that are wanted (`--scope`).
 
 perf_event_open(2) with PERF_FLAG_PID_CGROUP gives a perf event that the kernel schedules in with the tasks
 of one cgroup and those below it. Others' events are not even made, their tracepoints cost next to nothing;
-but whenever tasks of other cgroups follow each other, the kernel switches perf events too, which takes
+but whenever tasks of different cgroups follow each other, the kernel switches perf events too, which takes
 microseconds. It is done only where it misses nothing that C would have let through:
 
 - All that want the kernel event want certain containers, by id, that run. A name or an image may fit a
@@ -12,16 +12,20 @@ microseconds. It is done only where it misses nothing that C would have let thro
 - They are few: each is a perf event more on each CPU.
 
 What may end that (the container's last process ends, its cgroup goes, it gets another, records were lost)
-widens at once to the whole system; when all is as it should be again, the events are limited again.
+widens at once to the whole system; when all is as it should be again, the events are limited again. While
+one perf event takes another's place both are there, and of what both tell the first counts (`is_twin()`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from ._perf import ffi, lib
+from .engine import clock
 from .errors import RingsideError
 
 if TYPE_CHECKING:
@@ -33,6 +37,14 @@ log = logging.getLogger(__name__)
 
 MOST_CONTAINERS: Final = 8
 MOST_EVENTS: Final = 256  # perf events for one kernel event: cgroups times CPUs
+
+# A record that nobody wants costs its maker and the sensor some 0.7 us together. While some perf events are
+# limited to cgroups, a switch from one's task to another's costs some 2 us more, as much as three records.
+WORTH: Final = 6.0  # records for a switch
+NOT_WORTH: Final = 3.0
+FEW_RECORDS: Final = 10_000.0  # a second: under 1 % of a CPU, not worth a look
+FEW_SWITCHES: Final = 2_000.0
+LOOK_AGAIN: Final = 60 * 10**9  # ns: records that are not made can't be counted
 
 
 class Scope:
@@ -60,6 +72,11 @@ class Scope:
         outermost = [path for path in wanted if not any(_is_below(path, other) for other in wanted)]
         most = min(MOST_CONTAINERS, MOST_EVENTS // max(1, len(self._rings.cpus)))
         return tuple(f"{self._mount}{path}" for path in sorted(outermost)) if len(outermost) <= most else ()
+
+    @property
+    def limited(self) -> list[int]:
+        """The outputs that get events of certain cgroups only."""
+        return list(self._limited)
 
     def is_limited(self, output: int) -> bool:
         """True while an output gets events of certain cgroups only."""
@@ -149,6 +166,96 @@ class Scope:
             return str(pid) in Path(f"{self._mount}{path}", "cgroup.procs").read_text().split()
         except OSError:
             return False
+
+
+class Gain:
+    """Whether it is cheaper to limit kernel events, by what is made in vain and what it costs."""
+
+    def __init__(self, counts: Counts, now: Callable[[], int] = clock) -> None:
+        self._counts = counts
+        self._now = now
+        self.pays = False
+        self._looked = self._since = now()
+        self._in_vain = 0.0  # records a second that were not wanted when they were last made
+        self._once = False  # it would have paid at the last look
+
+    def weigh(self, able: Collection[int]) -> None:
+        """Look at what was counted since the last time. `able`: the outputs that are limited or can be."""
+        now = self._now()
+        seconds, self._looked = max(1, now - self._looked) / 1e9, now
+        in_vain = self._counts.made_in_vain(able) / seconds if able else 0.0
+        if not able or not (self.pays or in_vain >= FEW_RECORDS):
+            self.close()
+            return
+        switched = self._counts.switched()
+        if switched is None:
+            return
+        switches = switched / seconds
+        if not self.pays:
+            before, self._once = self._once, in_vain > WORTH * switches
+            if before and self._once:
+                self._in_vain, self._since = in_vain, now
+                self._decide(True, switches)
+        elif self._in_vain < NOT_WORTH * switches:
+            self._once = False
+            self._decide(False, switches)
+        elif switches > FEW_SWITCHES and now - self._since > LOOK_AGAIN:
+            self.pays = False  # for as long as it takes to count again
+
+    def close(self) -> None:
+        """Count no more; idempotent."""
+        self._counts.close()
+        self.pays = self._once = False
+
+    def _decide(self, pays: bool, switches: float) -> None:
+        self.pays = pays
+        where = "in the containers' cgroups only" if pays else "everywhere"
+        log.info(
+            "kernel events are made %s: %.0f a second in vain, %.0f switches", where, self._in_vain, switches
+        )
+
+
+class Counts:
+    """What is made in vain, counted by the engine, and the switches between cgroups, by the kernel."""
+
+    def __init__(self, rings: Rings) -> None:
+        self._rings = rings
+        self._unwanted: dict[int, int] = {}  # source -> its records that nobody wanted, until the last look
+        self._cpus: list[int] = []  # those that are counted on
+        self._counters: list[int] = []  # descriptors of what counts there
+        self._switches: int | None = None
+
+    def made_in_vain(self, able: Collection[int]) -> int:
+        """How many records nobody wanted since the last time, of kernel events that could be limited."""
+        sources = set()
+        for event in self._rings.open_events:
+            outputs = event.outputs() if event.outputs is not None else ()
+            if outputs and set(outputs) <= set(able):
+                sources.add(event.source)
+        counts = {one: lib.rs_source_unwanted(self._rings.engine.handle, one) for one in sources}
+        before, self._unwanted = self._unwanted, counts
+        return sum(count - before.get(one, count) for one, count in counts.items())
+
+    def switched(self) -> int | None:
+        """How often tasks of different cgroups followed each other since then; None if that is not known."""
+        if self._cpus != self._rings.cpus:
+            self.close()
+            self._cpus = list(self._rings.cpus)
+            perf = ffi.new("rs_perf *", {"tracepoint": lib.RS_PERF_SWITCHES})
+            opened = [lib.rs_perf_open(perf, cpu, -1) for cpu in self._cpus]
+            self._counters = [fd for fd in opened if fd >= 0]
+            for fd in self._counters:
+                lib.rs_perf_enable(fd, 1)
+        if len(self._counters) < len(self._cpus):
+            return None
+        before, self._switches = self._switches, sum(map(lib.rs_perf_count, self._counters))
+        return None if before is None else self._switches - before
+
+    def close(self) -> None:
+        """Count no more; idempotent."""
+        for fd in self._counters:
+            os.close(fd)
+        self._cpus, self._counters, self._switches = [], [], None
 
 
 def _unified_path(text: str) -> str | None:

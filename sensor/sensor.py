@@ -123,6 +123,7 @@ class Sensor:
         self.process_family = ProcessFamily(self)
         self._closing.append(self.process_family.close)
         self.container_family = ContainerFamily(self)
+        self._closing.append(self.container_family.close)
         self._closing.append(self.probes.close)
         syscalls, debug = SyscallFamily(self), DebugFamily(self)
         files, network, calls = FileFamily(self), NetworkFamily(self), KernelCallFamily(self)
@@ -215,7 +216,7 @@ class Sensor:
             self._cpus_changed()
             self._count_misses()
             self.process_family.read_exits()
-            self.container_family.limit()
+            self.container_family.weigh()
             self._count_losses(
                 self._losses_at, clock()
             )  # the last of a burst has no record behind it to tell
@@ -282,6 +283,7 @@ class Sensor:
                 one.waiting for output in self.outputs.values() for one in output.subscribers
             ),
             "cpus": len(self.rings.cpus),
+            "events_limited_to_cgroups": sum(bool(one.cgroups) for one in self.rings.open_events),
         }
 
     # -- the drain ---------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ from ..engine import clock
 from ..errors import KernelError, RequestError, UnservableError
 from ..process import Process
 from ..runtimes import DiskSource, Runtimes
-from ..scope import Scope
+from ..scope import Counts, Gain, Scope
 from ..subscription import Loss
 from . import Mechanism
 from .process import RESULT, Layout, text_at
@@ -112,9 +112,10 @@ class ContainerFamily:
         self._scope = Scope(
             sensor.rings,
             sensor.processes.procfs,
-            self._unified if sensor.config.scope == "cgroup" else None,
+            None if sensor.config.scope == "system" else self._unified,
             self._disk.owner,
         )
+        self._gain = Gain(Counts(sensor.rings)) if sensor.config.scope == "auto" else None
         self._unlimited: set[int] = set()  # outputs that may be limited when their containers run
         self._sources: list[Path] = []
         self._attach: Layout | None = None
@@ -140,6 +141,11 @@ class ContainerFamily:
         self._opened = True
         self._sensor.spawn(self._disk.run(), "disk")
         self._open_engines()
+
+    def close(self) -> None:
+        """Leave nothing open; idempotent."""
+        if self._gain is not None:
+            self._gain.close()
 
     def _living(self) -> list[Process]:
         return [process for process in self._processes.living() if not process.is_kernel_thread]
@@ -505,23 +511,38 @@ class ContainerFamily:
         self._unlimited.discard(output.number)
         self._scope.forget(output.number)
 
+    def weigh(self) -> None:
+        """Once in a while: have the kernel make events where that is cheaper, as far as it misses none."""
+        if self._gain is not None:
+            limited = self._scope.limited
+            self._gain.weigh({*limited, *self._able()})
+            if not self._gain.pays:
+                self._widen(limited)
+        self.limit()
+
     def limit(self) -> None:
         """Let the kernel make only those events that outputs want, where all their containers run by now."""
-        for number in list(self._unlimited):
-            wanted = self._filters[number][1].definite()
-            if wanted is None:
-                continue
-            members = [self._members.get(one) for one in wanted]
-            there = [one for one in members if one and self._processes.processes_in(one.number)]
-            if len(there) < len(members):
-                continue
-            running = {member.number: member for member in there}
-            pids: dict[str, list[int]] = {member.id: [] for member in running.values()}
-            for process in self._living():
-                if process.container in running:
-                    pids[running[process.container].id].append(process.pid)
+        if self._gain is not None and not self._gain.pays:
+            return
+        able = self._able()
+        running = {member.number: member.id for members in able.values() for member in members}
+        pids: dict[str, list[int]] = {one: [] for one in running.values()}
+        for process in self._living() if able else ():
+            if process.container in running:
+                pids[running[process.container]].append(process.pid)
+        for number, members in able.items():
             self._unlimited.discard(number)
-            self._scope.limit(number, pids)
+            self._scope.limit(number, {member.id: pids[member.id] for member in members})
+
+    def _able(self) -> dict[int, list[_Member]]:
+        """Outputs that are not limited but could be, and to which containers: all that they want run."""
+        able = {}
+        for number in self._unlimited:
+            members = [self._members.get(one) for one in self._filters[number][1].definite() or ()]
+            there = [one for one in members if one and self._processes.processes_in(one.number)]
+            if there and len(there) == len(members):
+                able[number] = there
+        return able
 
     def _widen(self, outputs: Iterable[int]) -> None:
         wider = [output for output in outputs if self._scope.is_limited(output)]

@@ -44,9 +44,10 @@ def numbered(tmp_path_factory: pytest.TempPathFactory) -> str:
 class Load:
     """A process that makes numbered calls once it is told to, until it is told to stop."""
 
-    def __init__(self, program: str, cgroup: Path | None = None, rest: int = 1) -> None:
+    def __init__(self, program: str, cgroup: Path | None = None, rest: int = 1, step: int = 1) -> None:
+        self.step = step
         self.process = subprocess.Popen(
-            ["sh", "-c", 'read -r _; exec "$0" "$1" "$2"', program, str(CALL), str(rest)],
+            ["sh", "-c", 'read -r _; exec "$0" "$@"', program, str(CALL), str(rest), str(step)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -131,8 +132,10 @@ class Calls:
         assert self.trouble == []
         assert not any(event.lost() for event in self._sensor.rings.open_events)
         got = self.numbers.get(load.process.pid, [])
-        assert missing(got, count) == []
-        assert got == list(range(count))
+        if load.step:
+            assert missing(got, count) == []
+        assert len(got) == count
+        assert got == [load.step * number for number in range(count)]
 
 
 def missing(got: list[int], count: int) -> list[tuple[int, int]]:
@@ -198,6 +201,24 @@ async def test_the_hosts_calls_are_not_even_made(numbered: str) -> None:
         assert set(calls.numbers) == {inside.process.pid}
 
 
+@pytest.mark.parametrize("step", [1, 0], ids=["numbered", "all alike"])
+async def test_limited_by_itself_where_that_is_cheaper(numbered: str, step: int) -> None:
+    with container_cgroup() as cgroup, loads() as started:
+        inside, host = Load(numbered, cgroup, step=step), Load(numbered, rest=0)
+        started += [inside, host]
+        async with big_rings(scope="auto") as sensor, calls_in(sensor, cgroup) as calls:
+            inside.begin()
+            await calls.more_of(inside)
+            assert not is_limited(sensor), "little is made in vain"
+            host.begin()
+            async with asyncio.timeout(PATIENCE):
+                while not is_limited(sensor):
+                    await pause()
+            await host.end()
+            await pause()
+            await calls.all_of(inside, await inside.end())
+
+
 async def test_not_told_to(numbered: str) -> None:
     with container_cgroup() as cgroup, loads() as started:
         inside = Load(numbered, cgroup)
@@ -209,16 +230,17 @@ async def test_not_told_to(numbered: str) -> None:
             await calls.all_of(inside, await inside.end())
 
 
-async def test_others_come_and_go(numbered: str) -> None:
+@pytest.mark.parametrize("step", [1, 0], ids=["numbered", "all alike"])
+async def test_others_come_and_go(numbered: str, step: int) -> None:
     """Containers and subscribers, each of which limits the kernel's event otherwise, or not at all."""
     with container_cgroup() as cgroup, loads() as started:
-        inside = Load(numbered, cgroup)
+        inside = Load(numbered, cgroup, step=step)
         started.append(inside)
         async with big_rings() as sensor, calls_in(sensor, cgroup) as calls:
             inside.begin()
             for _ in range(TURNS):
                 with container_cgroup() as other:
-                    first = Load(numbered, other)
+                    first = Load(numbered, other, step=step)
                     started.append(first)
                     async with calls_in(sensor, other) as others:
                         first.begin()
