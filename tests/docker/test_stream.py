@@ -321,6 +321,33 @@ async def test_exec_and_kill(dockerd: Dockerd, tmp_path: Path) -> None:
         assert_named(stream.of(before), "entered", dockerd.image_id())
 
 
+async def test_out_of_memory(dockerd: Dockerd, tmp_path: Path) -> None:
+    """The kernel kills a child of the container's first process, and then that."""
+    room = 24 << 20
+    greedy = "/bin/busybox dd if=/dev/zero of=/dev/null bs=256M count=1"
+    script = f"{greedy}; /bin/ls /; exec {greedy}"
+    async with sensing(dockerd, tmp_path) as sensor:
+        async with subscribed(sensor, subscription()) as stream:
+            one = await asyncio.to_thread(
+                dockerd.run, "sh", "-c", script, name="greedy", Memory=room, MemorySwap=room
+            )
+            *_, exited = await stream.until_life(one, LIFE[:3])
+            ended = exited.container
+            assert (ended.exit_code, ended.exit_status, ended.exit_signal) == (137, 0, signal.SIGKILL)
+            assert (await asyncio.to_thread(dockerd.inspect, one))["State"]["OOMKilled"]
+            assert [line for line in stream.executed(one) if line != f"sh -c {script}"] == [
+                greedy,
+                "/bin/ls /",
+                greedy,
+            ]
+            ends = [event.process for event in stream.of(one, "process") if event.process.type == EXIT]
+            # before them, what brings a container about
+            assert [(end.exit_signal, end.exit_status) for end in ends][-3:] == [(9, 0), (0, 0), (9, 0)]
+            await asyncio.to_thread(dockerd.remove, one)
+            await stream.until_life(one, LIFE)
+        assert_named(stream.of(one), "greedy", dockerd.image_id())
+
+
 async def test_containers_from_before_the_sensor(dockerd: Dockerd, tmp_path: Path) -> None:
     old = await asyncio.to_thread(dockerd.run, "sh", "-c", "while /bin/sleep 0.05; do :; done", name="old")
     async with sensing(dockerd, tmp_path) as sensor, subscribed(sensor, subscription()) as stream:
