@@ -24,14 +24,17 @@ int rs_timer_every(int fd, uint64_t ns, int same)
 
 /*
  * Write bytes to a socket as one gRPC message, in DATA frames (RFC 9113, 6.1) of a stream, of no more than `frame`
- * bytes each, without waiting. How many bytes of all that, headers included, the socket took, or -errno.
+ * bytes each, without waiting. How many bytes of all that, headers included, the socket took, or -errno. What it did
+ * not take is in `rest` then, if there is `room` for all.
  */
-int64_t rs_send_message(int fd, const uint8_t *message, size_t length, uint32_t stream, uint32_t frame)
+int64_t rs_send_message(int fd, const uint8_t *message, size_t length, uint32_t stream, uint32_t frame, uint8_t *rest,
+                        size_t room)
 {
     uint8_t heads[MAX_FRAMES][14]; /* a frame's: length, type, flags, stream; the message's: flags, length */
     struct iovec parts[2 * MAX_FRAMES];
     size_t n = 0;
-    if (frame < 5 || length > UINT32_MAX || (length + 5 + frame - 1) / frame > MAX_FRAMES)
+    size_t frames = frame < 5 ? 0 : (length + 5 + frame - 1) / frame;
+    if (!frames || frames > MAX_FRAMES || length > UINT32_MAX || length + 5 + 9 * frames > room)
         return -EMSGSIZE;
     for (size_t left = length + 5; left; n++) {
         size_t size = left < frame ? left : frame, own = n ? 0 : 5;
@@ -48,5 +51,13 @@ int64_t rs_send_message(int fd, const uint8_t *message, size_t length, uint32_t 
     }
     struct msghdr all = {.msg_iov = parts, .msg_iovlen = 2 * n};
     ssize_t sent = sendmsg(fd, &all, MSG_DONTWAIT | MSG_NOSIGNAL);
-    return sent < 0 ? -errno : sent;
+    if (sent < 0 && errno != EAGAIN)
+        return -errno;
+    size_t skip = sent < 0 ? 0 : (size_t)sent;
+    for (size_t i = 0; i < 2 * n; i++) {
+        size_t gone = skip < parts[i].iov_len ? skip : parts[i].iov_len;
+        rest = put(rest, (const uint8_t *)parts[i].iov_base + gone, parts[i].iov_len - gone);
+        skip -= gone;
+    }
+    return sent < 0 ? 0 : sent;
 }

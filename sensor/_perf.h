@@ -305,7 +305,8 @@ int rs_container_set(rs_engine *e, uint32_t container, uint32_t flags, const uin
                      const uint8_t *tail, size_t tail_length);
 uint64_t rs_release(rs_engine *e, uint32_t container);
 
-int64_t rs_send_message(int fd, const uint8_t *message, size_t length, uint32_t stream, uint32_t frame);
+int64_t rs_send_message(int fd, const uint8_t *message, size_t length, uint32_t stream, uint32_t frame, uint8_t *rest,
+                        size_t room);
 int rs_timer_open(void);
 int rs_timer_every(int fd, uint64_t ns, int same);
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import struct
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -26,10 +28,26 @@ log = logging.getLogger(__name__)
 _PREFIX = struct.Struct(">BI")  # gRPC: not compressed, length
 _FRAME = struct.Struct(">HBBBI")  # RFC 9113, 4.1: length (24 bits), type, flags, stream
 _DATA = 0
+_REST = 260 << 10  # the longest message that goes out in one go, with its frames' headers
+_rest = ffi.new("uint8_t[]", _REST)
+# What a socket takes while its reader has not been scheduled: some 10 ms of a million events a second.
+# 208 KiB most messages would have to wait in Python.
+_SOCKET = 2 << 20
+_SO_SNDBUFFORCE = 32
 
-# Where a connection's window is shut, its streams wait in line, a message each: all hear of it when it opens,
-# and the first of them would always take all of it.
+# Where a connection is full or its window shut, its streams wait in line, a message each: all hear of it when
+# it opens, and the first of them would always take all of it.
 _turns: WeakKeyDictionary[Any, asyncio.Lock] = WeakKeyDictionary()
+
+
+def prepare(transport: Any) -> None:
+    """Have a connection take many messages at once, and say when nothing waits in the transport any more."""
+    transport.set_write_buffer_limits(high=0)
+    ours = transport.get_extra_info("socket")
+    if ours is not None and ours.family == socket.AF_UNIX:  # TCP's grows by itself, unless it is set
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET)  # as far as net.core.wmem_max allows
+        with suppress(OSError):  # without CAP_NET_ADMIN
+            ours.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SOCKET)
 
 
 class BatchSender:
@@ -47,49 +65,51 @@ class BatchSender:
 
         Not while `send` runs.
         """
-        if self._parts is None or self._turn.locked():
-            return False
-        inner, h2, h2_stream, transport, descriptor = self._parts
-        size, frame = _PREFIX.size + batch.length, h2.max_outbound_frame_size
-        if size > h2_stream.outbound_flow_control_window or size > h2.outbound_flow_control_window:
-            return False
-        if transport.get_write_buffer_size() or transport.is_closing():
-            return False
-        sent: int = lib.rs_send_message(descriptor, batch.data, batch.length, inner.id, frame)
-        if sent <= 0:  # full, or its end, of which the transport will hear
-            return False
-        h2.outbound_flow_control_window -= size
-        h2_stream.outbound_flow_control_window -= size
-        if sent < size + _FRAME.size * -(-size // frame):
-            pieces = _pieces(ffi.buffer(batch.data, batch.length)[:])
-            out: list[bytes | memoryview] = []
-            for at in range(0, size, frame):
-                out += self._frame(pieces, min(frame, size - at))
-            transport.write(b"".join(out)[sent:])
-        return True
+        return not self._turn.locked() and self._send_whole(batch.data, batch.length)
 
     async def send(self, data: bytes) -> None:
         """Send one message; waits for the peer's flow control and the transport."""
         if self._parts is None:
             await self._stream.send_message(data)
             return
+        if not self._turn.locked() and self._send_whole(ffi.from_buffer(data), len(data)):
+            return
         inner, h2, h2_stream, *_ = self._parts
-        pieces = _pieces(data)
-        left = _PREFIX.size + len(data)
+        pieces, total = _pieces(data), _PREFIX.size + len(data)
+        left = total
         while left:
-            await inner.connection.write_ready.wait()
             if h2_stream.outbound_flow_control_window <= 0:
-                await _update(inner)
-            elif h2.outbound_flow_control_window <= 0 or self._turn.locked():
-                async with self._turn:
-                    while left and h2_stream.outbound_flow_control_window > 0:
-                        if h2.outbound_flow_control_window <= 0:
-                            await _update(inner)
-                        else:
-                            await inner.connection.write_ready.wait()
-                            left -= self._write(pieces, left)
-            else:
-                left -= self._write(pieces, left)
+                await _update(inner)  # which is nobody else's business
+                continue
+            async with self._turn:
+                while left and h2_stream.outbound_flow_control_window > 0:
+                    await inner.connection.write_ready.wait()
+                    if left == total and self._send_whole(ffi.from_buffer(data), len(data)):
+                        return
+                    if h2.outbound_flow_control_window <= 0:
+                        await _update(inner)
+                    else:
+                        left -= self._write(pieces, left)
+
+    def _send_whole(self, data: CData, length: int) -> bool:
+        """Send a message past the transport, which gets what the socket does not take; or nothing of it."""
+        if self._parts is None:
+            return False
+        inner, h2, h2_stream, transport, descriptor = self._parts
+        size, frame = _PREFIX.size + length, h2.max_outbound_frame_size
+        if size > h2_stream.outbound_flow_control_window or size > h2.outbound_flow_control_window:
+            return False
+        if transport.get_write_buffer_size() or transport.is_closing():
+            return False
+        sent: int = lib.rs_send_message(descriptor, data, length, inner.id, frame, _rest, _REST)
+        if sent < 0:  # its end, of which the transport will hear, or too long
+            return False
+        h2.outbound_flow_control_window -= size
+        h2_stream.outbound_flow_control_window -= size
+        left = size + _FRAME.size * -(-size // frame) - sent
+        if left:
+            transport.write(ffi.buffer(_rest, left)[:])
+        return True
 
     def _write(self, pieces: list[memoryview], left: int) -> int:
         """Write a frame of what is left, if the windows are open; how much of it went out."""

@@ -26,6 +26,8 @@ from grpclib.protocol import H2Protocol
 from h2.events import DataReceived, UnknownFrameReceived
 from h2.exceptions import StreamClosedError
 
+from .sending import prepare
+
 if TYPE_CHECKING:
     from grpclib.protocol import Stream
 
@@ -106,6 +108,7 @@ def _end(stream: Stream, error: GRPCError) -> None:
 class _Protocol(H2Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        prepare(transport)
         known: dict[type, Any] = dict(self.processor.processors)
         take = known[DataReceived]
         known[DataReceived] = lambda event: take(event) if event.flow_controlled_length else None

@@ -474,9 +474,15 @@ def received(data: bytes) -> list[tuple[int, int, int, bytes]]:
 def test_a_message_goes_out_in_frames(length: int, frame: int, stream: int) -> None:
     message = random.Random(length).randbytes(length)
     ours, theirs = socket.socketpair()
+    count = -(-(length + 5) // frame)
+    room = length + 5 + 9 * count
+    rest = ffi.new("uint8_t[]", room)
     with ours, theirs:
-        sent = lib.rs_send_message(ours.fileno(), ffi.new("uint8_t[]", message), length, stream, frame)
-        if -(-(length + 5) // frame) > 16:
+        held = ffi.new("uint8_t[]", message)
+        sent = lib.rs_send_message(ours.fileno(), held, length, stream, frame, rest, room - 1)
+        assert sent == -errno.EMSGSIZE, "what it may not take would have no room"
+        sent = lib.rs_send_message(ours.fileno(), held, length, stream, frame, rest, room)
+        if count > 16:
             assert sent == -errno.EMSGSIZE
             return
         frames = received(theirs.recv(1 << 16))
@@ -489,12 +495,21 @@ def test_a_message_goes_out_in_frames(length: int, frame: int, stream: int) -> N
 
 
 def test_what_a_socket_does_not_take_is_not_waited_for() -> None:
-    message = ffi.new("uint8_t[]", 1 << 20)
+    length, room = 1 << 20, (1 << 20) + 100
+    content = random.Random(1).randbytes(length)
+    message, rest = ffi.new("uint8_t[]", content), ffi.new("uint8_t[]", room)
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
-            sent = lib.rs_send_message(ours.fileno(), message, 1 << 20, 1, 1 << 18)
-            assert 0 < sent < 1 << 20
-            assert lib.rs_send_message(ours.fileno(), message, 1 << 20, 1, 1 << 18) == -errno.EAGAIN
-        assert lib.rs_send_message(ours.fileno(), message, 10, 1, 1 << 14) == -errno.EPIPE
+            sent = lib.rs_send_message(ours.fileno(), message, length, 1, 1 << 18, rest, room)
+            frames = 5
+            whole = length + 5 + 9 * frames
+            assert 0 < sent < length
+            data = theirs.recv(1 << 21) + ffi.buffer(rest, whole - sent)[:]
+            assert b"".join(one for *_, one in received(data))[5:] == content
+            while lib.rs_send_message(ours.fileno(), message, length, 1, 1 << 18, rest, room):
+                pass
+            data = ffi.buffer(rest, whole)[:]
+            assert b"".join(one for *_, one in received(data))[5:] == content, "it took nothing more"
+        assert lib.rs_send_message(ours.fileno(), message, 10, 1, 1 << 14, rest, room) == -errno.EPIPE

@@ -50,16 +50,21 @@ class Rig:
         self.h2 = SimpleNamespace(
             streams={7: self.stream}, outbound_flow_control_window=WINDOW, max_outbound_frame_size=1 << 14
         )
-        connection = Connection()
+        self.connection = Connection()
+        self.window_updated = asyncio.Event()
+        self.sender = self.another(7)
+
+    def another(self, number: int) -> BatchSender:
+        """A stream of this number."""
         inner = SimpleNamespace(
-            id=7,
+            id=number,
             _h2_connection=self.h2,
             _transport=self.transport,
-            connection=connection,
-            window_updated=asyncio.Event(),
+            connection=self.connection,
+            window_updated=self.window_updated,
         )
         whole: Any = SimpleNamespace(_stream=inner)
-        self.sender = BatchSender(whole)
+        return BatchSender(whole)
 
     def send(self, message: bytes) -> bool:
         held = ffi.new("uint8_t[]", message)
@@ -131,3 +136,42 @@ def test_nothing_is_sent_where_others_are_first_or_nothing_may_be(rig: Rig) -> N
     assert not rig.send(bytes(100))
     assert not rig.transport.written
     assert rig.h2.outbound_flow_control_window == rig.stream.outbound_flow_control_window == WINDOW
+
+
+async def test_a_message_that_had_to_wait_goes_out_whole_once_nothing_is_before_it(rig: Rig) -> None:
+    message = bytes(range(250)) * 200
+    rig.transport.waiting = 1
+    rig.connection.write_ready.clear()
+    task = asyncio.create_task(rig.sender.send(message))
+    await asyncio.sleep(0)
+    assert not rig.arrived()
+    rig.transport.waiting = 0
+    rig.connection.write_ready.set()
+    await task
+    assert not rig.transport.written
+    assert rig.arrived() == b"\0" + len(message).to_bytes(4, "big") + message
+
+
+async def test_a_message_longer_than_the_window_goes_out_by_and_by(rig: Rig) -> None:
+    message = bytes(range(250)) * 200
+    rig.stream.outbound_flow_control_window = 30_000
+    task = asyncio.create_task(rig.sender.send(message))
+    await asyncio.sleep(0)
+    assert len(rig.arrived()) == 30_000
+    rig.stream.outbound_flow_control_window = WINDOW
+    rig.window_updated.set()
+    await task
+    assert rig.arrived() == b"\0" + len(message).to_bytes(4, "big") + message
+
+
+async def test_one_that_waits_for_its_own_window_keeps_nobody(rig: Rig) -> None:
+    rig.stream.outbound_flow_control_window = 0
+    other = SimpleNamespace(outbound_flow_control_window=WINDOW)
+    rig.h2.streams[9] = other
+    waits = asyncio.create_task(rig.sender.send(b"waits"))
+    await asyncio.sleep(0)
+    await rig.another(9).send(b"goes out")
+    assert not waits.done()
+    rig.stream.outbound_flow_control_window = WINDOW
+    rig.window_updated.set()
+    await waits

@@ -233,18 +233,35 @@ async def test_what_is_said_of_an_error_fits_every_clients_headers(peer: Peer, k
 # --- several streams on a connection
 
 
-async def test_streams_that_always_have_more_leave_others_their_turn(peer: Peer, kernel: FakeKernel) -> None:
-    """On a connection whose window is shut most of the time."""
+@pytest.fixture
+def _small_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ringside.sensor.sending._SOCKET", 1 << 16)
+
+
+@pytest.mark.usefixtures("_small_socket")
+@pytest.mark.parametrize("window", [0, 1 << 28], ids=["window shut", "socket full"])
+async def test_streams_that_always_have_more_leave_others_their_turn(
+    served: Served, kernel: FakeKernel, window: int
+) -> None:
+    """On a connection that takes nothing most of the time."""
     wanted = Subscription(event_filter=EventFilter(chargen_events=[ChargenEventFilter(length=1000)]))
-    eager = [await peer.call(framed(encoded(wanted))).answer() for _ in range(3)]
-    for _ in range(3):
-        await still_serves(peer, kernel)
-    for call in eager:
-        call.messages.clear()
-    for call in eager:
-        await call.until(lambda call: len(call.messages) > 10)
+    peer = await Peer.connect(served.path, window=window)
+    try:
+        eager = [await peer.call(framed(encoded(wanted))).answer() for _ in range(3)]
+        for call in eager if window else ():
+            peer.h2.increment_flow_control_window(window, call.number)
+        peer.flush()
+        for _ in range(3):
+            await still_serves(peer, kernel)
+        for call in eager:
+            call.messages.clear()
+        for call in eager:
+            await call.until(lambda call: len(call.messages) > 10)
+    finally:
+        await peer.close()
 
 
+@pytest.mark.usefixtures("_small_socket")
 @pytest.mark.parametrize("window", [1 << 24, 1 << 17])
 async def test_a_client_that_stalls_gets_everything_whole_and_in_order(
     served: Served, kernel: FakeKernel, sensor: Sensor, window: int
