@@ -87,28 +87,34 @@ static bool is_wanted_by(const struct source *s, uint32_t output, const struct r
     return false;
 }
 
-/* Tell an output again what it wants of what happened since then, as far as it is remembered. */
-void rs_replay(rs_engine *e, uint32_t output, uint64_t since)
+/*
+ * Tell an output again what it wants of what happened from `since` and before `until`, as far as it is remembered.
+ * `from`: where the last such call ended, all zero at first; no more must have happened meanwhile.
+ */
+void rs_replay(rs_engine *e, uint32_t output, uint64_t since, uint64_t until, rs_place *from)
 {
-    size_t at = e->past_start;
-    bool wrapped = e->past_wrapped;
     if (output >= e->n_outputs)
         return;
-    for (size_t i = 0; i < e->past_count; i++) {
-        if (wrapped && at == e->past_wrap) {
-            at = 0;
-            wrapped = false;
-        }
+    if (!from->index)
+        from->at = e->past_start;
+    for (; from->index < e->past_count; from->index++) {
+        if (e->past_wrapped && from->at == e->past_wrap)
+            from->at = 0;
+        size_t at = from->at;
         struct past past;
         memcpy(&past, e->past + at, sizeof past);
         const uint8_t *bytes = e->past + at + sizeof past;
-        at += past.total;
+        if (past.time >= until)
+            return;
+        from->at = at + past.total;
         if (past.time < since || past.source >= e->n_sources || !e->sources[past.source].used)
             continue;
         struct record rec = {.raw = bytes, .raw_length = past.raw, .side = bytes + past.raw, .side_length = past.side,
                              .time = past.time, .cpu = past.cpu, .pid = past.pid, .tid = past.tid};
         const struct container *c = container_of(e, past.container);
         bool same = c->generation == past.generation; /* its number may be another's by now */
+        if (same && c->flags & RS_HOLD)
+            continue; /* to be told when it has its names */
         struct process who = {.flags = RS_ALIVE, .container = same ? past.container : 0, .head = past.head,
                               .line_at = e->changes, .line_length = past.lineage};
         const uint8_t *head = bytes + past.raw + past.side;
@@ -196,15 +202,14 @@ static void tell(rs_engine *e, uint32_t source, struct process *p, const struct 
                          .tid = cause->tid};
     if (p->pid != e->untold)
         remember(e, source, p, &rec);
-    if (s->any == NO_ENTRY)
-        return;
-    if (container_of(e, p->container)->flags & RS_HOLD) {
+    if (container_of(e, p->container)->flags & RS_HOLD) { /* also while nobody listens: who comes may look back */
         struct held h = {0, (uint32_t)length, (uint32_t)side.length, p->container, source, rec.time,
                          rec.cpu, rec.pid, rec.tid, 0};
         if (hold(e, h, NULL, rec.raw, rec.side))
             return;
     }
-    dispatch(e, s, &rec, p);
+    if (s->any != NO_ENTRY)
+        dispatch(e, s, &rec, p);
 }
 
 /* The last thread of a process is gone. The wait(2) status is not known if it is negative. */

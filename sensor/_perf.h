@@ -183,6 +183,11 @@ typedef struct {
     uint32_t child_id, filename;                   /* __data_loc words */
 } rs_facts;
 
+/* How far what is remembered was told. */
+typedef struct {
+    uint64_t at, index;
+} rs_place;
+
 typedef struct rs_engine rs_engine;
 
 rs_engine *rs_new(int32_t self_pid, const rs_tags *tags, uint64_t first_sequence, const uint8_t *id_prefix,
@@ -299,7 +304,7 @@ int rs_source_follow(rs_engine *e, uint32_t source, const rs_follow *follow);
 int rs_cgroup_set(rs_engine *e, uint64_t cgroup, uint32_t container);
 void rs_cgroups_clear(rs_engine *e);
 uint32_t rs_container_processes(const rs_engine *e, uint32_t container);
-void rs_replay(rs_engine *e, uint32_t output, uint64_t since);
+void rs_replay(rs_engine *e, uint32_t output, uint64_t since, uint64_t until, rs_place *from);
 uint64_t rs_history_since(const rs_engine *e);
 int rs_container_set(rs_engine *e, uint32_t container, uint32_t flags, const uint8_t *head, size_t head_length,
                      const uint8_t *tail, size_t tail_length);

@@ -118,7 +118,7 @@ class Config:
     )
     history_size: int = _setting(
         12 << 20,
-        "What is kept of past process events for `since_duration`.",
+        "What is kept of past process events for `since_duration`; a fourth more for those of containers.",
         parse_size,
         kind="size",
     )

@@ -19,13 +19,15 @@ from .config import Config
 from .engine import Engine, check, clock
 from .errors import KernelError, SetupError, UnservableError
 from .events import Family, Mechanism
+from .events.container import FAMILY as CONTAINERS
 from .events.container import ContainerFamily
 from .events.debug import DebugFamily
 from .events.file import FileFamily
 from .events.kernel_call import KernelCallFamily
 from .events.network import NetworkFamily
 from .events.probes import Probes
-from .events.process import FAMILY, WAIT, ProcessFamily
+from .events.process import FAMILY as PROCESSES
+from .events.process import WAIT, ProcessFamily
 from .events.syscall import SyscallFamily
 from .metrics import Metrics
 from .perf import HotplugSocket, Lane, Rings
@@ -53,6 +55,7 @@ _IDLE_INTERVAL = 100_000_000  # ns between drains while nobody listens
 _QUIET = 2.5  # drain intervals between drains that find nothing, at most: a wake-up costs more than a drain
 _AGAIN = 1_000_000  # ns until a record that waits is tried again
 _HOUSEKEEPING = 1.0  # s
+_EVER = (1 << 64) - 1
 _INIT_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO, include/linux/proc_ns.h
 
 
@@ -266,6 +269,11 @@ class Sensor:
             for subscriber in output.subscribers:
                 subscriber.end()
 
+    def moment(self) -> int:
+        """The time of the record that is being handled, else of now (CLOCK_MONOTONIC_RAW, ns)."""
+        when: int = self.engine.stop.time if self._draining else 0
+        return when or clock()
+
     def waited_for(self, when: int) -> bool:
         """True if it is past that time (CLOCK_MONOTONIC_RAW ns)."""
         return clock() >= when
@@ -443,6 +451,8 @@ class Sensor:
             raise request.refused[0][1]
         subscriber = Subscriber(self, self.config.queue_size)
         output = self._shared.get(request.key) if request.key is not None else None
+        if request.since is not None:
+            self.drain_once()  # what is read by now is told from memory, and all else when it is read
         if output is None:
             output = Output(self, request)
             output.subscribers.append(subscriber)
@@ -483,16 +493,20 @@ class Sensor:
         return subscriber
 
     def _look_back(self, output: Output, subscriber: Subscriber, since: int) -> None:
-        if any(want.family != FAMILY for want in output.attached):
+        families = {want.family for want in output.attached}
+        if families - {PROCESSES, CONTAINERS}:
             subscriber.tell(
                 make_status(
                     Code.FAILED_PRECONDITION,
-                    "since_duration: only process events are remembered; the others begin now",
+                    "since_duration: only process and container events are remembered; the others begin now",
                     "NOT_REMEMBERED",
                 )
             )
-        start = clock() - since
-        known = self.process_family.remembered_since
+        start, past = max(0, clock() - since), self.container_family
+        known = max(
+            self.process_family.remembered_since if PROCESSES in families else 0,
+            past.remembered_since if CONTAINERS in families else 0,
+        )
         if start < known:
             subscriber.tell(
                 make_status(
@@ -501,8 +515,10 @@ class Sensor:
                     "NOT_REMEMBERED",
                 )
             )
-        self._drain()
-        self.process_family.replay(output.number, start)
+        replay = self.process_family.replay(output.number, start)
+        for when in past.look_back(output.number, start):
+            replay(when)
+        replay(_EVER)
 
     def _expire_in(self, delay: float, subscriber: Subscriber) -> None:
         subscriber.expiry = self._loop.call_later(delay, self._expire, subscriber)

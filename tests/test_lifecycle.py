@@ -91,7 +91,7 @@ class Life(Rig):
         return told if lib.rs_process_get(self.engine.handle, pid, told) else None
 
     def replay(self, since: int = 0) -> list[Any]:
-        lib.rs_replay(self.engine.handle, self.all, since)
+        lib.rs_replay(self.engine.handle, self.all, since, (1 << 64) - 1, ffi.new("rs_place *"))
         return [one.event for one in self.events(self.all)]
 
 
@@ -333,6 +333,39 @@ def test_a_container_that_is_still_there_is_told_by_what_is_known_now(life: Life
     assert [(one.container_id, one.container_name) for one in life.replay()] == [("1234", "/its-name")]
 
 
+@pytest.mark.parametrize("listening", [True, False])
+def test_what_waits_for_a_containers_names_comes_with_them_and_once(life: Life, listening: bool) -> None:
+    """Whether or not somebody was there when it happened, who looks back meanwhile gets it then."""
+    life.engine.set_container(1, b"", b"", hold=True)
+    life.engine.set_process(50, 5, container=1)
+    route = [Route(life.all)] if listening else []
+    for source in life.facts.values():
+        life.engine.route(source, route)
+    life.exec(50, b"/bin/x", b"x")
+    life.drain()
+    for source in life.facts.values():
+        life.engine.route(source, [Route(life.all)])
+    assert life.replay() == []
+    life.container(1, "web")
+    lib.rs_release(life.engine.handle, 1)
+    (one,) = life.events(life.all)
+    assert (one.event.process.exec_filename, one.event.container_name) == ("/bin/x", "web")
+    assert len(life.replay()) == 1
+
+
+def test_a_replay_goes_on_where_it_was_left(life: Life) -> None:
+    for number in range(5):
+        life.exec(1, f"/{number}".encode(), b"x")
+        life.drain()
+    times = [one.event.sensor_monotime_nanos for one in life.events(life.all)]
+    place = ffi.new("rs_place *")
+    told = []
+    for until in (times[0], times[2], times[2], times[4], times[4] + 1):
+        lib.rs_replay(life.engine.handle, life.all, times[1], until, place)
+        told.append([one.event.process.exec_filename for one in life.events(life.all)])
+    assert told == [[], ["/1"], [], ["/2", "/3"], ["/4"]]
+
+
 def test_a_replay_goes_to_who_wants_it(life: Life) -> None:
     life.container(1, "web")
     life.engine.set_process(50, 5, container=1)
@@ -346,10 +379,10 @@ def test_a_replay_goes_to_who_wants_it(life: Life) -> None:
     life.drain()
     seen = [len(life.events(one)) for one in outputs]
     for one in outputs:
-        lib.rs_replay(life.engine.handle, one, 0)
+        lib.rs_replay(life.engine.handle, one, 0, (1 << 64) - 1, ffi.new("rs_place *"))
     assert seen == [4, 2, 2]
     assert [len(life.events(one)) for one in outputs] == [4, 2, 0]
-    lib.rs_replay(life.engine.handle, 4000, 0)
+    lib.rs_replay(life.engine.handle, 4000, 0, (1 << 64) - 1, ffi.new("rs_place *"))
 
 
 @pytest.mark.parametrize("size", [0, 100, 3000, 4096, 20_000])

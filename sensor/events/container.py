@@ -13,7 +13,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +33,7 @@ from .._perf import ffi, lib
 from ..cgroup import Attach, CgroupOwner, attached, owner_from_proc_cgroup
 from ..container import Container, ContainerState, ContainerTable, Transition
 from ..container_filter import ContainerMatcher
+from ..container_past import Past, Step
 from ..docker import DockerSource, engine_sockets
 from ..engine import clock
 from ..errors import KernelError, RequestError, UnservableError
@@ -77,13 +78,14 @@ class ContainerWant:
 class _Member:
     """A container as the lanes know it: by number."""
 
-    __slots__ = ("held", "id", "new", "number", "wide")
+    __slots__ = ("held", "id", "new", "number", "told", "wide")
 
     def __init__(self, id: str, number: int) -> None:
         self.id = id
         self.number = number
         self.new = True  # no process was seen in it
         self.wide = 0  # since when its events are made wherever they happen, if they ever were not
+        self.told = 0  # when its last event was
         self.held: asyncio.TimerHandle | None = None
 
 
@@ -99,6 +101,7 @@ class ContainerFamily:
         self.table.on_settled.append(self._on_settled)
         self.listeners: list[tuple[int, ContainerWant]] = []
         self._fields = wire.fields(Event)
+        self._past = Past(sensor.config.history_size // 4)
         self._members: dict[str, _Member] = {}
         self._numbers: dict[int, _Member] = {}
         self._free: list[int] = []
@@ -220,7 +223,11 @@ class ContainerFamily:
             self.place(process)
         for member in list(self._members.values()):
             if not self._processes.processes_in(member.number):
-                self.table.emptied(member.id, time.time_ns())
+                self.table.emptied(member.id, self._time())
+
+    def _time(self) -> int:
+        """When what is being handled happened, in ns since the epoch."""
+        return time.time_ns() - (clock() - self._sensor.moment())
 
     def _move(self, process: Process, container_id: str | None, *, existing: bool = False) -> None:
         current = self._numbers.get(process.container)
@@ -230,7 +237,7 @@ class ContainerFamily:
         if container_id is not None:
             member = self._member(container_id)
             number = member.number
-            self.table.seen(container_id, time.time_ns(), existing=existing)
+            self.table.seen(container_id, self._time(), existing=existing)
             if existing:
                 member.new = False
             elif member.new:
@@ -316,7 +323,7 @@ class ContainerFamily:
             if limited := self._scope.limited_to(member.id):  # what runs in it next has another cgroup
                 self._widen(limited)
                 member.wide = clock()
-            self.table.emptied(member.id, time.time_ns())
+            self.table.emptied(member.id, self._time())
 
     def _on_attach(self) -> int:
         assert self._attach is not None
@@ -344,7 +351,7 @@ class ContainerFamily:
         owner = self._disk.owner(path)
         member = self._members.get(owner.id) if owner else None
         if owner and (member is None or not self._processes.processes_in(member.number)):
-            self.table.removed(owner.id, time.time_ns())
+            self.table.removed(owner.id, self._time())
             self._disk.forget(owner.id)
         return RESULT
 
@@ -429,38 +436,36 @@ class ContainerFamily:
 
     # -- events ------------------------------------------------------------------------------------
 
-    def _on_transition(self, step: Transition) -> None:
-        kind = ContainerEventType(int(step.kind))
-        member = self._member(step.container.id)
+    def _on_transition(self, transition: Transition) -> None:
+        kind = ContainerEventType(int(transition.kind))
+        container = transition.container
+        member = self._member(container.id)
+        when = min(clock(), clock() - (time.time_ns() - transition.time_ns))
+        init = self._processes.find(container.host_pid) if container.host_pid else None
+        lineage = self._processes.lineage_field(init.pid) if init is not None and init.alive else b""
+        member.told = max(1, when, member.told)  # two clocks may be some ns apart: in order all the same
+        step = Step(member.told, transition, lineage)
+        self._past.remember(step)
         wants = [(output, want) for output, want in self.listeners if want.type == kind]
         if wants:
             full = {output for output, want in wants if want.view == ContainerEventView.FULL}
             basic = {output for output, _ in wants} - full
-            when = min(clock(), clock() - (time.time_ns() - step.time_ns))
             for outputs, is_full in ((basic, False), (full, True)):
                 if outputs:
-                    self._emit(sorted(outputs), max(1, when), member, step, kind, is_full)
-        if step.kind is ContainerState.DESTROYED:
-            asyncio.get_running_loop().call_later(_FORGET, self._forget, step.container.id)
+                    self._emit(sorted(outputs), step, member.number, is_full)
+        if transition.kind is ContainerState.DESTROYED:
+            asyncio.get_running_loop().call_later(_FORGET, self._forget, container.id)
 
-    def _emit(
-        self,
-        outputs: list[int],
-        when: int,
-        member: _Member,
-        step: Transition,
-        kind: ContainerEventType,
-        full: bool,
-    ) -> None:
-        container = step.container
+    def _emit(self, outputs: list[int], step: Step, number: int, full: bool) -> None:
+        kind, container = step.transition.kind, step.transition.container
         values: dict[str, object] = {
-            "type": kind,
+            "type": ContainerEventType(int(kind)),
             "name": container.name,
             "image_id": container.image_id,
             "image_name": container.image_name,
             "host_pid": container.host_pid,
         }
-        if container.exit is not None and step.kind is ContainerState.EXITED:
+        if container.exit is not None and kind is ContainerState.EXITED:
             values["exit_code"] = container.exit.code
             values["exit_status"] = container.exit.status
             values["exit_signal"] = container.exit.signal
@@ -468,19 +473,36 @@ class ContainerFamily:
         if full:
             values["docker_config_json"] = container.docker_config_json
             values["oci_config_json"] = container.oci_config_json
-        init = self._processes.find(container.host_pid) if container.host_pid else None
         fields = self._fields
         body = b"".join(
             (
                 fields["container_id"].encode(container.id),
-                self._processes.lineage_field(init.pid) if init is not None and init.alive else b"",
+                step.lineage,
                 wire.nest(Event, "container", wire.encode(ContainerEvent, **values)),
                 fields["container_name"].encode(container.name),
                 fields["image_id"].encode(container.image_id),
                 fields["image_name"].encode(container.image_name),
             )
         )
-        self._sensor.publish(outputs, when, body, member.number)
+        self._sensor.publish(outputs, step.when, body, number)
+
+    @property
+    def remembered_since(self) -> int:
+        """Nothing older than this is remembered (CLOCK_MONOTONIC_RAW ns)."""
+        return self._past.since
+
+    def look_back(self, output: int, since: int) -> Iterator[int]:
+        """Tell an output what it wants of what happened since then; before each step, its time."""
+        wants = [want for number, want in self.listeners if number == output]
+        filtered = self._filters.get(output)
+        for step in self._past.after(since):
+            container = step.transition.container
+            views = [want.view for want in wants if want.type == int(step.transition.kind)]
+            member = self._members.get(container.id)
+            if not views or (filtered and not (member and filtered[1].matches(container))):
+                continue
+            yield step.when
+            self._emit([output], step, member.number if member else 0, ContainerEventView.FULL in views)
 
     # -- filters -----------------------------------------------------------------------------------
 

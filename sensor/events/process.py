@@ -439,9 +439,13 @@ class ProcessFamily:
             )
         return RESULT
 
-    def replay(self, output: int, since: int) -> None:
-        """Tell an output what happened since then (CLOCK_MONOTONIC_RAW ns), as far as it is remembered."""
-        lib.rs_replay(self._engine.handle, output, max(0, since))
+    def replay(self, output: int, since: int) -> Callable[[int], None]:
+        """Tell an output what happened since then, as far as it is remembered.
+
+        It is told up to a moment at each call of what this returns; times are CLOCK_MONOTONIC_RAW, in ns.
+        """
+        place = ffi.new("rs_place *")
+        return lambda until: lib.rs_replay(self._engine.handle, output, since, until, place)
 
     @property
     def remembered_since(self) -> int:
