@@ -39,11 +39,12 @@ MOST_CONTAINERS: Final = 8
 MOST_EVENTS: Final = 256  # perf events for one kernel event: cgroups times CPUs
 
 # A record that nobody wants costs its maker and the sensor some 0.7 us together. While some perf events are
-# limited to cgroups, a switch from one's task to another's costs some 2 us more, as much as three records.
-WORTH: Final = 6.0  # records for a switch
-NOT_WORTH: Final = 3.0
+# limited to cgroups, each switch from one's task to another's takes all of them off the CPU's list and puts
+# them there again, 0.3 us each.
+WORTH: Final = 1.0  # records for a perf event that is switched
+NOT_WORTH: Final = 0.5
 FEW_RECORDS: Final = 10_000.0  # a second: under 1 % of a CPU, not worth a look
-FEW_SWITCHES: Final = 2_000.0
+FEW_SWITCHED: Final = 15_000.0
 LOOK_AGAIN: Final = 60 * 10**9  # ns: records that are not made can't be counted
 
 
@@ -187,19 +188,19 @@ class Gain:
         if not able or not (self.pays or in_vain >= FEW_RECORDS):
             self.close()
             return
-        switched = self._counts.switched()
-        if switched is None:
+        count = self._counts.switched()
+        if count is None:
             return
-        switches = switched / seconds
+        switched = count / seconds
         if not self.pays:
-            before, self._once = self._once, in_vain > WORTH * switches
+            before, self._once = self._once, in_vain > WORTH * switched
             if before and self._once:
                 self._in_vain, self._since = in_vain, now
-                self._decide(True, switches)
-        elif self._in_vain < NOT_WORTH * switches:
+                self._decide(True, switched)
+        elif self._in_vain < NOT_WORTH * switched:
             self._once = False
-            self._decide(False, switches)
-        elif switches > FEW_SWITCHES and now - self._since > LOOK_AGAIN:
+            self._decide(False, switched)
+        elif switched > FEW_SWITCHED and now - self._since > LOOK_AGAIN:
             self.pays = False  # for as long as it takes to count again
 
     def close(self) -> None:
@@ -207,16 +208,17 @@ class Gain:
         self._counts.close()
         self.pays = self._once = False
 
-    def _decide(self, pays: bool, switches: float) -> None:
+    def _decide(self, pays: bool, switched: float) -> None:
         self.pays = pays
         where = "in the containers' cgroups only" if pays else "everywhere"
         log.info(
-            "kernel events are made %s: %.0f a second in vain, %.0f switches", where, self._in_vain, switches
+            "kernel events are made %s: %.0f a second in vain, %.0f perf events switched",
+            *(where, self._in_vain, switched),
         )
 
 
 class Counts:
-    """What is made in vain, counted by the engine, and the switches between cgroups, by the kernel."""
+    """What is made in vain, counted by the engine, and what is or would be switched, by the kernel."""
 
     def __init__(self, rings: Rings) -> None:
         self._rings = rings
@@ -237,7 +239,10 @@ class Counts:
         return sum(count - before.get(one, count) for one, count in counts.items())
 
     def switched(self) -> int | None:
-        """How often tasks of different cgroups followed each other since then; None if that is not known."""
+        """How many perf events that makes since then, as tasks of different cgroups followed each other.
+
+        None if that is not known.
+        """
         if self._cpus != self._rings.cpus:
             self.close()
             self._cpus = list(self._rings.cpus)
@@ -249,7 +254,7 @@ class Counts:
         if len(self._counters) < len(self._cpus):
             return None
         before, self._switches = self._switches, sum(map(lib.rs_perf_count, self._counters))
-        return None if before is None else self._switches - before
+        return None if before is None else (self._switches - before) * len(self._rings.open_events)
 
     def close(self) -> None:
         """Count no more; idempotent."""

@@ -15,7 +15,7 @@ from ringside.sensor.errors import SetupError
 from ringside.sensor.procfs import Procfs
 from ringside.sensor.scope import (
     FEW_RECORDS,
-    FEW_SWITCHES,
+    FEW_SWITCHED,
     LOOK_AGAIN,
     MOST_CONTAINERS,
     MOST_EVENTS,
@@ -224,7 +224,7 @@ class Counted:
     """What the test says was counted."""
 
     def __init__(self) -> None:
-        self.time = self.records = self.switches = 0
+        self.time = self.records = self.count = 0
         self.counting = False
 
     def made_in_vain(self, able: Collection[int]) -> int:
@@ -232,7 +232,7 @@ class Counted:
 
     def switched(self) -> int | None:
         before, self.counting = self.counting, True
-        return self.switches if before else None
+        return self.count if before else None
 
     def close(self) -> None:
         self.counting = False
@@ -245,10 +245,10 @@ class Scales:
         self.counted = Counted()
         self.gain = Gain(self.counted, lambda: self.counted.time)  # type: ignore[arg-type]
 
-    def second(self, records: float, switches: float, able: Collection[int] = (1,)) -> bool:
-        """What was made in vain in it, how often cgroups' tasks followed each other; whether it pays now."""
+    def second(self, records: float, switched: float, able: Collection[int] = (1,)) -> bool:
+        """What was made in vain in it, how many perf events were switched; whether it pays now."""
         self.counted.time += 10**9
-        self.counted.records, self.counted.switches = int(records), int(switches)
+        self.counted.records, self.counted.count = int(records), int(switched)
         self.gain.weigh(able)
         return self.gain.pays
 
@@ -265,11 +265,11 @@ def test_it_pays_once_it_has_for_two_seconds_in_a_row() -> None:
 
 
 @pytest.mark.parametrize(
-    ("records", "switches"), [(0.9 * FEW_RECORDS, 0), (MANY, 1.1 * MANY / WORTH), (0, 0)]
+    ("records", "switched"), [(0.9 * FEW_RECORDS, 0), (MANY, 1.1 * MANY / WORTH), (0, 0)]
 )
-def test_it_does_not_pay(records: float, switches: float) -> None:
+def test_it_does_not_pay(records: float, switched: float) -> None:
     scales = Scales()
-    assert not any(scales.second(records, switches) for _ in range(10))
+    assert not any(scales.second(records, switched) for _ in range(10))
 
 
 def test_a_second_in_between_in_which_it_would_not() -> None:
@@ -308,18 +308,18 @@ def test_after_a_while_it_is_counted_anew() -> None:
     """If it costs anything: what is not made now may have ended."""
     scales = paying()
     seconds = LOOK_AGAIN // 10**9
-    assert all(scales.second(0, 1.1 * FEW_SWITCHES) for _ in range(seconds))
-    assert not scales.second(0, 1.1 * FEW_SWITCHES)
-    assert scales.second(MANY, 1.1 * FEW_SWITCHES), "as before"
+    assert all(scales.second(0, 1.1 * FEW_SWITCHED) for _ in range(seconds))
+    assert not scales.second(0, 1.1 * FEW_SWITCHED)
+    assert scales.second(MANY, 1.1 * FEW_SWITCHED), "as before"
     for _ in range(seconds + 1):
-        scales.second(0, 1.1 * FEW_SWITCHES)
-    assert not scales.second(0, 1.1 * FEW_SWITCHES)
+        scales.second(0, 1.1 * FEW_SWITCHED)
+    assert not scales.second(0, 1.1 * FEW_SWITCHED)
     assert not scales.counted.counting
 
 
 def test_it_costs_nothing() -> None:
     scales = paying()
-    assert all(scales.second(0, 0.9 * FEW_SWITCHES) for _ in range(2 * LOOK_AGAIN // 10**9))
+    assert all(scales.second(0, 0.9 * FEW_SWITCHED) for _ in range(2 * LOOK_AGAIN // 10**9))
 
 
 def test_nobody_wants_certain_containers_any_more() -> None:

@@ -204,7 +204,7 @@ async def test_the_hosts_calls_are_not_even_made(numbered: str) -> None:
 @pytest.mark.parametrize("step", [1, 0], ids=["numbered", "all alike"])
 async def test_limited_by_itself_where_that_is_cheaper(numbered: str, step: int) -> None:
     with container_cgroup() as cgroup, loads() as started:
-        inside, host = Load(numbered, cgroup, step=step), Load(numbered, rest=0)
+        inside, host = Load(numbered, cgroup, rest=10, step=step), Load(numbered, rest=0)
         started += [inside, host]
         async with big_rings(scope="auto") as sensor, calls_in(sensor, cgroup) as calls:
             inside.begin()
