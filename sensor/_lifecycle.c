@@ -13,7 +13,7 @@ enum {
 /* ---- what happened lately: a ring of facts, and who it was -------------------------------------- */
 
 struct past { /* then the facts, the arguments, the process's head and lineage, its container's fields */
-    uint32_t total, source, raw, side, head, lineage, container, before, behind;
+    uint32_t total, source, raw, side, head, lineage, container, before, behind, held;
     int32_t cpu, pid, tid;
     uint64_t time, generation;
 };
@@ -43,15 +43,15 @@ static void forget_oldest(rs_engine *e)
     }
 }
 
-/* Keep an event that can be told again. */
-static void remember(rs_engine *e, uint32_t source, struct process *p, const struct record *rec)
+/* Keep an event that can be told again. `held`: it was not told yet, its container waits for its names. */
+static void remember(rs_engine *e, uint32_t source, struct process *p, const struct record *rec, bool held)
 {
     struct text line = lineage_of(e, p);
     const struct container *c = container_of(e, p->container);
     struct past past = {.source = source, .raw = (uint32_t)rec->raw_length, .side = (uint32_t)rec->side_length,
                         .head = p->head, .lineage = (uint32_t)line.length, .container = p->container,
                         .before = p->container ? c->head : 0, .behind = c->tail, .cpu = rec->cpu, .pid = rec->pid, .tid = rec->tid,
-                        .time = rec->time, .generation = c->generation};
+                        .held = held, .time = rec->time, .generation = c->generation};
     size_t total = (sizeof past + rec->raw_length + rec->side_length + p->head + line.length + past.before + past.behind + 7) &
                    ~(size_t)7;
     past.total = (uint32_t)total;
@@ -89,15 +89,18 @@ static bool is_wanted_by(const struct source *s, uint32_t output, const struct r
 
 /*
  * Tell an output again what it wants of what happened from `since` and before `until`, as far as it is remembered.
- * `from`: where the last such call ended, all zero at first; no more must have happened meanwhile.
+ * `from`: where the last such call ended, all zero at first; no more must have happened meanwhile. 1 if the output has
+ * reached its flush size before that.
  */
-void rs_replay(rs_engine *e, uint32_t output, uint64_t since, uint64_t until, rs_place *from)
+int rs_replay(rs_engine *e, uint32_t output, uint64_t since, uint64_t until, rs_place *from)
 {
-    if (output >= e->n_outputs)
-        return;
+    if (output >= e->n_outputs || e->outputs[output].ready)
+        return output < e->n_outputs;
     if (!from->index)
         from->at = e->past_start;
     for (; from->index < e->past_count; from->index++) {
+        if (e->outputs[output].ready)
+            return 1;
         if (e->past_wrapped && from->at == e->past_wrap)
             from->at = 0;
         size_t at = from->at;
@@ -105,7 +108,7 @@ void rs_replay(rs_engine *e, uint32_t output, uint64_t since, uint64_t until, rs
         memcpy(&past, e->past + at, sizeof past);
         const uint8_t *bytes = e->past + at + sizeof past;
         if (past.time >= until)
-            return;
+            return 0;
         from->at = at + past.total;
         if (past.time < since || past.source >= e->n_sources || !e->sources[past.source].used)
             continue;
@@ -113,7 +116,7 @@ void rs_replay(rs_engine *e, uint32_t output, uint64_t since, uint64_t until, rs
                              .time = past.time, .cpu = past.cpu, .pid = past.pid, .tid = past.tid};
         const struct container *c = container_of(e, past.container);
         bool same = c->generation == past.generation; /* its number may be another's by now */
-        if (same && c->flags & RS_HOLD)
+        if (past.held && same && c->flags & RS_HOLD)
             continue; /* to be told when it has its names */
         struct process who = {.flags = RS_ALIVE, .container = same ? past.container : 0, .head = past.head,
                               .line_at = e->changes, .line_length = past.lineage};
@@ -139,6 +142,7 @@ void rs_replay(rs_engine *e, uint32_t output, uint64_t since, uint64_t until, rs
         deliver(e, &output, 1, past.time, past.cpu, past.tid, &who, c, true, e->body, (size_t)length);
         free(was);
     }
+    return 0;
 }
 
 /* Nothing older is remembered. */
@@ -200,15 +204,15 @@ static void tell(rs_engine *e, uint32_t source, struct process *p, const struct 
     struct record rec = {.raw = (const uint8_t *)&e->facts, .raw_length = length, .side = side.at,
                          .side_length = side.length, .time = cause->time, .cpu = cause->cpu, .pid = p->pid,
                          .tid = cause->tid};
-    if (p->pid != e->untold)
-        remember(e, source, p, &rec);
+    bool held = false;
     if (container_of(e, p->container)->flags & RS_HOLD) { /* also while nobody listens: who comes may look back */
         struct held h = {0, (uint32_t)length, (uint32_t)side.length, p->container, source, rec.time,
                          rec.cpu, rec.pid, rec.tid, 0};
-        if (hold(e, h, NULL, rec.raw, rec.side))
-            return;
+        held = hold(e, h, NULL, rec.raw, rec.side);
     }
-    if (s->any != NO_ENTRY)
+    if (p->pid != e->untold)
+        remember(e, source, p, &rec, held);
+    if (s->any != NO_ENTRY && !held)
         dispatch(e, s, &rec, p);
 }
 

@@ -106,7 +106,7 @@ struct twin { /* a ring's last record of a source whose perf event is being repl
 
 struct source {
     bool used;
-    uint64_t unwanted; /* records that no output wanted */
+    uint64_t elsewhere; /* records of containers that no output wants */
     uint32_t flags, key_offset, key_size;
     rs_op *ops;
     uint32_t n_ops;
@@ -487,6 +487,17 @@ static bool dispatch(rs_engine *e, const struct source *s, const struct record *
     return true;
 }
 
+/* Whether all that want a source's records (of thousands, the first) want certain containers, and not this one. */
+static bool is_elsewhere(const rs_engine *e, const struct source *s, uint32_t container)
+{
+    for (uint32_t i = 0; i < s->n_entries && i < 64; i++) {
+        const struct output *o = &e->outputs[s->entries[i].output];
+        if (!o->containers || (container / 8 < o->container_bytes && o->containers[container / 8] >> (container % 8) & 1))
+            return false;
+    }
+    return true;
+}
+
 static void dispatch_counted(rs_engine *e, struct source *s, const struct record *rec, struct process *p)
 {
     if (dispatch(e, s, rec, p))
@@ -495,7 +506,7 @@ static void dispatch_counted(rs_engine *e, struct source *s, const struct record
         e->counters.self++;
     } else {
         e->counters.unwanted++;
-        s->unwanted++;
+        s->elsewhere += is_elsewhere(e, s, p ? p->container : 0);
     }
 }
 

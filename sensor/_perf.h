@@ -275,7 +275,7 @@ int rs_source_set(rs_engine *e, uint32_t source, uint32_t flags, const rs_op *op
 int rs_source_route(rs_engine *e, uint32_t source, const rs_entry *entries, uint32_t n_entries,
                     const rs_test *tests, uint32_t n_tests, const uint8_t *pool, size_t pool_length);
 int rs_source_view(rs_engine *e, uint32_t source, uint32_t offset, uint32_t length, uint32_t count_offset);
-uint64_t rs_source_unwanted(const rs_engine *e, uint32_t source);
+uint64_t rs_source_elsewhere(const rs_engine *e, uint32_t source);
 int rs_event_set(rs_engine *e, uint64_t id, uint32_t source, uint32_t order, uint64_t from, uint64_t until);
 void rs_event_end(rs_engine *e, uint64_t id, uint64_t time);
 void rs_event_clear(rs_engine *e, uint64_t id);
@@ -304,7 +304,7 @@ int rs_source_follow(rs_engine *e, uint32_t source, const rs_follow *follow);
 int rs_cgroup_set(rs_engine *e, uint64_t cgroup, uint32_t container);
 void rs_cgroups_clear(rs_engine *e);
 uint32_t rs_container_processes(const rs_engine *e, uint32_t container);
-void rs_replay(rs_engine *e, uint32_t output, uint64_t since, uint64_t until, rs_place *from);
+int rs_replay(rs_engine *e, uint32_t output, uint64_t since, uint64_t until, rs_place *from);
 uint64_t rs_history_since(const rs_engine *e);
 int rs_container_set(rs_engine *e, uint32_t container, uint32_t flags, const uint8_t *head, size_t head_length,
                      const uint8_t *tail, size_t tail_length);

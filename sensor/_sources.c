@@ -98,10 +98,10 @@ int rs_source_view(rs_engine *e, uint32_t source, uint32_t offset, uint32_t leng
     return 0;
 }
 
-/* How many of its records no output wanted, ever. */
-uint64_t rs_source_unwanted(const rs_engine *e, uint32_t source)
+/* How many of its records were of containers that no output wants, ever. */
+uint64_t rs_source_elsewhere(const rs_engine *e, uint32_t source)
 {
-    return source < e->n_sources ? e->sources[source].unwanted : 0;
+    return source < e->n_sources ? e->sources[source].elsewhere : 0;
 }
 
 int rs_event_set(rs_engine *e, uint64_t id, uint32_t source, uint32_t order, uint64_t from, uint64_t until)

@@ -54,12 +54,13 @@ class Document:
     """A JSON document, kept compressed: they are long, alike, and rarely wanted."""
 
     packed: bytes
+    length: int  # bytes, unpacked
 
     @staticmethod
     def of(text: bytes | str) -> Document | None:
         """None if it is longer than DOCUMENT_LIMIT."""
         raw = text.encode("utf-8", "replace") if isinstance(text, str) else text
-        return None if len(raw) > DOCUMENT_LIMIT else Document(zlib.compress(raw, 1))
+        return None if len(raw) > DOCUMENT_LIMIT else Document(zlib.compress(raw, 1), len(raw))
 
     def text(self) -> str:
         """The document as it was; bytes that are not UTF-8 are replaced."""

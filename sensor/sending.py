@@ -30,8 +30,8 @@ _FRAME = struct.Struct(">HBBBI")  # RFC 9113, 4.1: length (24 bits), type, flags
 _DATA = 0
 _REST = 260 << 10  # the longest message that goes out in one go, with its frames' headers
 _rest = ffi.new("uint8_t[]", _REST)
-# What a socket takes while its reader has not been scheduled: some 10 ms of a million events a second.
-# 208 KiB most messages would have to wait in Python.
+# What a socket takes while its reader has not been scheduled: some 10 ms of a million events a second. With
+# the usual 208 KiB most messages would have to wait in Python.
 _SOCKET = 2 << 20
 _SO_SNDBUFFORCE = 32
 

@@ -9,6 +9,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
@@ -516,9 +517,9 @@ class Sensor:
                 )
             )
         replay = self.process_family.replay(output.number, start)
-        for when in past.look_back(output.number, start):
-            replay(when)
-        replay(_EVER)
+        for when in chain(past.look_back(output.number, start), (_EVER,)):
+            while replay(when):
+                self.flush(output)
 
     def _expire_in(self, delay: float, subscriber: Subscriber) -> None:
         subscriber.expiry = self._loop.call_later(delay, self._expire, subscriber)

@@ -15,6 +15,7 @@ from ringside.api.v0 import (
     SyscallEventFilter,
     TickerEventFilter,
 )
+from ringside.sensor.engine import clock
 from ringside.sensor.errors import KernelError, SetupError
 from ringside.sensor.sensor import Sensor
 
@@ -95,6 +96,59 @@ async def test_limited_while_all_who_want_the_event_are(kernel: FakeKernel) -> N
         kernel.enter(2, pid=60)
         assert [one.syscall.id for one in await reader.take(1)] == [2]
         assert not reader.statuses
+
+
+async def test_limited_once_it_can_be_proved_where_the_container_is(kernel: FakeKernel) -> None:
+    kernel.proc.add(60, 50)
+    cgroup = kernel.container("a" * 64, 60)
+    (cgroup / "cgroup.procs").write_text("")
+    async with kernel.sensor(scope="cgroup") as sensor, reading(sensor, only("a" * 64)):
+        assert places(kernel) == [(0, ""), (1, "")]
+        (cgroup / "cgroup.procs").write_text("60\n")
+        await until(lambda: places(kernel) == [(0, str(cgroup)), (1, str(cgroup))])
+
+
+async def test_limited_by_itself_if_others_make_many_in_vain(
+    kernel: FakeKernel, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "ringside")
+    kernel.proc.add(60, 50)
+    cgroup = str(kernel.container("a" * 64, 60))
+    everywhere, inside = [(0, ""), (1, "")], [(0, cgroup), (1, cgroup)]
+    async with kernel.sensor(scope="auto") as sensor:
+        family = sensor.container_family
+        assert family._gain is not None
+
+        def looks(count: int, pid: int, switches: int = 0) -> None:
+            """The sensor looks so many times. Before each, a process makes 200 calls within a millisecond."""
+            kernel.switches = switches
+            for _ in range(count):
+                for _ in range(200):
+                    kernel.enter(1, pid=pid)
+                sensor.drain_once()
+                assert family._gain is not None
+                family._gain._looked = clock() - 10**6
+                family.weigh()
+
+        async with reading(sensor, only("a" * 64)) as reader:
+            looks(5, 60)
+            assert places(kernel) == everywhere, "all that is made is wanted"
+            looks(5, 50, 1000)
+            assert places(kernel) == everywhere, "it would cost more"
+            looks(3, 50)
+            assert inside == [one for one in places(kernel) if one[1]]
+            await until(lambda: places(kernel) == inside)
+            kernel.enter(2, pid=50)
+            kernel.enter(3, pid=60)
+            assert [one.syscall.id for one in await reader.take(1001)] == [1] * 1000 + [3]
+            looks(1, 60, 1000)
+            await until(lambda: places(kernel) == everywhere)
+            said = [one.message for one in caplog.records if "kernel events are made" in one.message]
+            assert [line.split(":")[0] for line in said] == [
+                "kernel events are made in the cgroups of the containers that are wanted",
+                "kernel events are made everywhere",
+            ]
+            assert not reader.statuses
 
 
 async def test_limited_no_more_when_the_container_ends(kernel: FakeKernel) -> None:

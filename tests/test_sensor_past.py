@@ -121,31 +121,92 @@ def start(kernel: FakeKernel, pid: int, container_id: str) -> None:
     kernel.happen("cgroup/cgroup_attach_task", {"pid": pid, "dst_path": path.encode()}, pid=50)
 
 
+def stop(kernel: FakeKernel, pid: int, container_id: str) -> None:
+    """The container's last process ends, and its cgroup goes."""
+    kernel.exit(pid)
+    kernel.proc.remove(pid)
+    kernel.happen("cgroup/cgroup_rmdir", {"path": f"/docker/{container_id}".encode()}, pid=50)
+
+
+@pytest.mark.parametrize("only", ["", A])
+async def test_a_container_that_is_gone_for_long(kernel: FakeKernel, only: str) -> None:
+    async with kernel.sensor() as sensor:
+        start(kernel, 60, A)
+        kernel.exec(60, b"/bin/inside", b"inside")
+        stop(kernel, 60, A)
+        sensor.drain_once()
+        start(kernel, 70, B)
+        sensor.drain_once()
+        sensor.container_family._end(A)  # what is done 10 s later
+        wanted = back(only=only, process_events=[EXEC], container_events=CONTAINERS)
+        async with reading(sensor, wanted) as reader:
+            events = [one for one in await reader.take(5) if one.container_id == A]
+            assert told(events) == ["CREATED", "RUNNING", "/bin/inside", "EXITED", "DESTROYED"]
+
+
+async def test_its_number_is_free_when_nothing_of_it_is_remembered(kernel: FakeKernel) -> None:
+    async with kernel.sensor(history_size=64 << 10) as sensor:
+        family = sensor.container_family
+        for number in range(40):
+            one = f"{number:064x}"
+            start(kernel, 60, one)
+            stop(kernel, 60, one)
+            sensor.drain_once()
+            family._end(one)
+        assert len(family._members) == 4
+        assert max(family._numbers) <= 5
+
+
+async def test_no_message_of_what_has_happened_is_too_long(kernel: FakeKernel) -> None:
+    """gRPC's clients take 4 MiB."""
+    async with kernel.sensor() as sensor:
+        for number in range(200):
+            kernel.exec(50, f"/bin/{number}".encode(), b"x" * 2000)
+            if number % 50 == 0:
+                start(kernel, 60 + number, f"{number:064x}")
+            sensor.drain_once()
+        async with reading(sensor, back(process_events=[EXEC], container_events=CONTAINERS)) as reader:
+            sizes = []
+            while len(reader.events) < 208:
+                sizes.append((await reader.message()).ByteSize())
+            assert len(sizes) > 4
+            assert max(sizes) < 70_000
+            names = [one for one in told(reader.events) if one.startswith("/bin")]
+            assert names == [f"/bin/{number}" for number in range(200)]
+
+
 # --- how much
 
 
-def step(when: int, *documents: str) -> Step:
-    packed = [Document.of(text) for text in (*documents, "", "")]
-    container = Container(A, docker_config=packed[0], oci_config=packed[1])
+def step(when: int, *documents: str, name: str = A) -> Step:
+    first, second = ([Document.of(text) for text in documents] + [None, None])[:2]
+    container = Container(name, docker_config=first, oci_config=second)
     return Step(when, Transition(ContainerState.RUNNING, container, when), b"")
 
 
 def test_the_latest_steps_are_remembered() -> None:
     past = Past(64 << 10)
-    for when in range(1, 1000):
-        past.remember(step(when))
+    gone = [one for when in range(1, 1000) for one in past.remember(step(when, name=str(when // 10)))]
     left = [one.when for one in past.after(0)]
     assert 40 < len(left) <= 64
     assert left == list(range(past.since + 1, 1000))
     assert [one.when for one in past.after(990)] == list(range(990, 1000))
+    kept = {str(when // 10) for when in left}
+    assert gone == [str(number) for number in range(100) if str(number) not in kept]
+    assert all(name in past for name in kept)
+    assert not any(name in past for name in gone)
 
 
-def test_documents_take_their_room() -> None:
+def test_the_documents_of_the_latest_are_kept() -> None:
+    """As they are told, however well they pack."""
     past = Past(64 << 10)
-    past.remember(step(1))
-    past.remember(step(2, "".join(map(str, range(100_000)))))
-    assert past.after(0) == []
-    assert past.since == 2
+    for when in range(1, 11):
+        past.remember(step(when, "x" * 10_000, "y" * 5_000))
+    steps = past.after(0)
+    assert [one.when for one in steps] == list(range(1, 11))
+    assert [one.when for one in steps if one.transition.container.docker_config_json] == [7, 8, 9, 10]
+    past.remember(step(11, "z" * 70_000))
+    assert not any(one.transition.container.docker_config_json for one in past.after(0))
 
 
 def test_steps_are_told_in_the_order_of_time() -> None:
@@ -158,6 +219,7 @@ def test_steps_are_told_in_the_order_of_time() -> None:
 @pytest.mark.parametrize("room", [0, 1])
 def test_no_room(room: int) -> None:
     past = Past(room)
-    past.remember(step(7))
+    assert past.remember(step(7, "x")) == [A]
     assert past.after(0) == []
     assert past.since == 7
+    assert A not in past

@@ -37,9 +37,10 @@ from ..container_past import Past, Step
 from ..docker import DockerSource, engine_sockets
 from ..engine import clock
 from ..errors import KernelError, RequestError, UnservableError
+from ..gain import Counts, Gain
 from ..process import Process
 from ..runtimes import DiskSource, Runtimes
-from ..scope import Counts, Gain, Scope
+from ..scope import Scope
 from ..subscription import Loss
 from . import Mechanism
 from .process import RESULT, Layout, text_at
@@ -52,6 +53,7 @@ log = logging.getLogger(__name__)
 
 FAMILY = "containers"
 _FORGET = 10.0  # s after its end that a container's number may be given to another
+_REST, _LONGEST_REST = 10**9, 600 * 10**9  # ns between tries to limit events
 _UNIFIED = ("sys/fs/cgroup", "sys/fs/cgroup/unified")
 
 
@@ -105,6 +107,7 @@ class ContainerFamily:
         self._members: dict[str, _Member] = {}
         self._numbers: dict[int, _Member] = {}
         self._free: list[int] = []
+        self._ended: set[str] = set()  # containers whose numbers may be given to others
         self._filters: dict[int, tuple[Output, ContainerMatcher, bytearray]] = {}
         self._cgroup_ids: dict[int, str | None] = {}
         self._runtimes = Runtimes(Path(sensor.config.host_root))
@@ -120,6 +123,9 @@ class ContainerFamily:
         )
         self._gain = Gain(Counts(sensor.rings)) if sensor.config.scope == "auto" else None
         self._unlimited: set[int] = set()  # outputs that may be limited when their containers run
+        # those that could not be: when to try again, and the ns to rest then
+        self._later: dict[int, tuple[int, int]] = {}
+        self._said = False  # in the log: events are limited
         self._sources: list[Path] = []
         self._attach: Layout | None = None
 
@@ -258,7 +264,7 @@ class ContainerFamily:
             loss = Loss(f"container {member.id[:12]} has another cgroup", 1, since, clock())
             self._sensor.report(outputs, loss)
         elif since < member.wide and not self._processes.processes_in(member.number):
-            container = self.table.get(member.id) or Container(member.id)
+            container = self._known(member)
             concerned = [number for number, (_, one, _) in self._filters.items() if one.matches(container)]
             loss = Loss(f"container {member.id[:12]} began again too soon", 1, since, member.wide)
             self._sensor.report(concerned, loss)
@@ -271,9 +277,13 @@ class ContainerFamily:
             self._describe(member)
         return member
 
+    def _known(self, member: _Member) -> Container:
+        """What is known of a container, or was."""
+        return self.table.get(member.id) or self._past.container(member.id) or Container(member.id)
+
     def _describe(self, member: _Member) -> None:
         """Publish what its processes' events say of a container, and who wants them."""
-        container = self.table.get(member.id) or Container(member.id)
+        container = self._known(member)
         fields = self._fields
         head = fields["container_id"].encode(container.id)
         tail = (
@@ -425,7 +435,15 @@ class ContainerFamily:
         if member is not None and member.held is not None:
             self._release(member)
 
+    def _end(self, container_id: str) -> None:
+        self._ended.add(container_id)
+        self._forget(container_id)
+
     def _forget(self, container_id: str) -> None:
+        """Give its number to others, if it ended long enough ago and nobody can look back at it."""
+        if container_id not in self._ended or container_id in self._past:
+            return
+        self._ended.discard(container_id)
         member = self._members.get(container_id)
         if member is None or container_id in self.table:
             return
@@ -445,7 +463,8 @@ class ContainerFamily:
         lineage = self._processes.lineage_field(init.pid) if init is not None and init.alive else b""
         member.told = max(1, when, member.told)  # two clocks may be some ns apart: in order all the same
         step = Step(member.told, transition, lineage)
-        self._past.remember(step)
+        for gone in self._past.remember(step):
+            self._forget(gone)
         wants = [(output, want) for output, want in self.listeners if want.type == kind]
         if wants:
             full = {output for output, want in wants if want.view == ContainerEventView.FULL}
@@ -454,7 +473,7 @@ class ContainerFamily:
                 if outputs:
                     self._emit(sorted(outputs), step, member.number, is_full)
         if transition.kind is ContainerState.DESTROYED:
-            asyncio.get_running_loop().call_later(_FORGET, self._forget, container.id)
+            asyncio.get_running_loop().call_later(_FORGET, self._end, container.id)
 
     def _emit(self, outputs: list[int], step: Step, number: int, full: bool) -> None:
         kind, container = step.transition.kind, step.transition.container
@@ -522,7 +541,7 @@ class ContainerFamily:
         self._sensor.engine.set_containers(output.number, bytes(bits))
         self._filters[output.number] = (output, matcher, bits)
         for member in self._members.values():
-            container = self.table.get(member.id) or Container(member.id)
+            container = self._known(member)
             self._set_bit(output, matcher, bits, member, container)
         self._unlimited.add(output.number)
         self.limit()
@@ -531,6 +550,7 @@ class ContainerFamily:
         """The output is gone."""
         self._filters.pop(output.number, None)
         self._unlimited.discard(output.number)
+        self._later.pop(output.number, None)
         self._scope.forget(output.number)
 
     def weigh(self) -> None:
@@ -541,6 +561,11 @@ class ContainerFamily:
             if not self._gain.pays:
                 self._widen(limited)
         self.limit()
+        is_limited = bool(self._scope.limited)
+        if is_limited != self._said and not (self._gain and self._gain.is_counting_anew):
+            self._said = is_limited
+            where = "in the cgroups of the containers that are wanted" if is_limited else "everywhere"
+            log.info("kernel events are made %s%s", where, f": {self._gain.why}" if self._gain else "")
 
     def limit(self) -> None:
         """Let the kernel make only those events that outputs want, where all their containers run by now."""
@@ -553,13 +578,19 @@ class ContainerFamily:
             if process.container in running:
                 pids[running[process.container]].append(process.pid)
         for number, members in able.items():
-            self._unlimited.discard(number)
-            self._scope.limit(number, {member.id: pids[member.id] for member in members})
+            if self._scope.limit(number, {member.id: pids[member.id] for member in members}):
+                self._unlimited.discard(number)
+                self._later.pop(number, None)
+            else:
+                _, rest = self._later.get(number, (0, _REST))
+                self._later[number] = clock() + rest, min(2 * rest, _LONGEST_REST)
 
     def _able(self) -> dict[int, list[_Member]]:
         """Outputs that are not limited but could be, and to which containers: all that they want run."""
-        able = {}
+        able, now = {}, clock()
         for number in self._unlimited:
+            if number in self._later and now < self._later[number][0]:
+                continue
             members = [self._members.get(one) for one in self._filters[number][1].definite() or ()]
             there = [one for one in members if one and self._processes.processes_in(one.number)]
             if there and len(there) == len(members):

@@ -439,13 +439,14 @@ class ProcessFamily:
             )
         return RESULT
 
-    def replay(self, output: int, since: int) -> Callable[[int], None]:
+    def replay(self, output: int, since: int) -> Callable[[int], bool]:
         """Tell an output what happened since then, as far as it is remembered.
 
-        It is told up to a moment at each call of what this returns; times are CLOCK_MONOTONIC_RAW, in ns.
+        It is told up to a moment at each call of what this returns, which is True if the output has to be
+        flushed before there is more. Times are CLOCK_MONOTONIC_RAW, in ns.
         """
         place = ffi.new("rs_place *")
-        return lambda until: lib.rs_replay(self._engine.handle, output, since, until, place)
+        return lambda until: bool(lib.rs_replay(self._engine.handle, output, since, until, place))
 
     @property
     def remembered_since(self) -> int:

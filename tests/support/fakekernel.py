@@ -22,7 +22,7 @@ from unittest import mock
 
 from ringside.api.descriptors import message_class
 from ringside.api.v0 import EventFilter, Subscription
-from ringside.sensor import bpf, perf, sensor
+from ringside.sensor import bpf, gain, perf, sensor
 from ringside.sensor._perf import lib
 from ringside.sensor.config import Config
 from ringside.sensor.engine import clock
@@ -95,6 +95,7 @@ class FakePerf:
     filter: str | None = None
     ring: int = -1  # the descriptor whose ring it writes to
     lost: int = 0
+    count: int = 0
     cgroup: str = ""  # the folder of the only cgroup that it looks at
 
 
@@ -133,6 +134,7 @@ class FakeKernel:
         self.perfs: dict[int, FakePerf] = {}
         self.rings: dict[int, FakeRing] = {}
         self.exits = FakeExits()
+        self.switches = 0  # on each CPU, from one look to the next
         self._ids = itertools.count(1000)
         self.proc = FakeProc(self.folder / "proc")
         self.tracefs = self.folder / "tracing"
@@ -181,6 +183,11 @@ class FakeKernel:
     def rs_perf_enable(self, fd: int, on: int) -> int:
         self.perfs[fd].enabled = bool(on)
         return 0
+
+    def rs_perf_count(self, fd: int) -> int:
+        """Tasks of different cgroups have followed each other so often more."""
+        self.perfs[fd].count += self.switches
+        return self.perfs[fd].count
 
     def rs_perf_lost(self, fd: int) -> int:
         return self.perfs[fd].lost
@@ -310,6 +317,7 @@ class FakeKernel:
         with (
             mock.patch.object(perf, "lib", self),
             mock.patch.object(bpf, "lib", self),
+            mock.patch.object(gain, "lib", self),
             mock.patch.object(perf, "online_cpus", side_effect=lambda: list(self.cpus)),
             mock.patch.object(perf, "raise_file_limit"),
             mock.patch.object(sensor, "open_tracefs", return_value=Tracefs(self.tracefs, writable=False)),
