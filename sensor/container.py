@@ -502,7 +502,8 @@ class ContainerTable:
         if not record.driver:
             record.driver = KERNEL
             self._settle(record)
-            self._advance(record, RUNNING, record.seen_ns)
+            pid = Facts(host_pid=record.container.host_pid)
+            self._advance(record, RUNNING, record.seen_ns, pid)
             self._kernel_says(record, record.kernel_ns)
         else:
             self._settle(record)

@@ -40,15 +40,27 @@ _STATES: Final = (
     ("podman", "run/user/*/crun/{id}"),
     ("podman", "run/user/*/runc/{id}"),
 )
+_DOCKER: Final = "var/lib/docker/containers/{id}/config.v2.json"
+#: What is there for as long as a container is kept, whether it runs or not. containerd has a folder for each
+#: container and each sandbox of a pod in its state, from before it is started until the kubelet removes it.
+_CRI: Final = (
+    "containerd/io.containerd.grpc.v1.cri/containers/{id}",
+    "containerd/io.containerd.grpc.v1.cri/sandboxes/{id}",
+)
+_KEPT: Final = (
+    _DOCKER,
+    *(f"{run}/{place}" for run in ("run", "run/k3s", "var/snap/microk8s/common/run") for place in _CRI),
+)
 #: Runtimes that people run by hand, with names for ids and cgroups of any name.
 _BARE: Final = ("runc", "crun")
-_DOCKER: Final = "var/lib/docker/containers/{id}/config.v2.json"
 _STORAGES: Final = ("var/lib/containers/storage",)
 
 _NAME: Final = re.compile(r"[\w+.-]{1,1024}", re.ASCII)
 _DOCUMENT_BYTES: Final = 1 << 20
 _STORAGE_BYTES: Final = 16 << 20
 _TEXT_LIMIT: Final = 4096
+_PID_WAITS: Final = 0.1  # s that the news of a container may be late, for its pid
+_PID_COMES: Final = 10.0  # s in which it may still come
 
 # Annotations, best first.
 _NAMESPACE: Final = ("io.kubernetes.cri.sandbox-namespace", "io.kubernetes.pod.namespace")
@@ -60,6 +72,7 @@ _IMAGE: Final = (
     "io.kubernetes.cri.image-name",
     "io.kubernetes.cri-o.ImageName",
     "io.kubernetes.cri-o.UserRequestedImage",
+    "io.kubernetes.cri.podsandbox.image-name",  # of sandboxes, since containerd 2
     "org.opencontainers.image.ref.name",
 )
 _IMAGE_ID: Final = ("io.kubernetes.cri-o.Image", "io.kubernetes.cri-o.ImageRef")
@@ -87,15 +100,16 @@ class Runtimes:
         """What the disk knows of a container; None if nothing."""
         if not _is_name(container_id):
             return None
-        facts, found, persistent = Facts(), False, False
+        facts, found = Facts(), False
         bundle = self._bundle(container_id)
         if bundle is not None:
             runtime, folder = bundle
             found = True
             facts = self._bundle_facts(runtime, folder)
+        persistent = self._has_place(container_id)
         docker = _read_json(self.root / _DOCKER.format(id=container_id), _DOCUMENT_BYTES)
         if docker is not None:
-            found = persistent = True
+            found = True
             facts = _join(_docker_facts(docker), facts)
         for storage in self._storage_files(facts):
             stored = self._storage(storage).get(container_id)
@@ -105,7 +119,7 @@ class Runtimes:
         for runtime, folder in self._expand(_STATES, container_id):
             found = True
             facts = _join(facts, self._state_facts(runtime, folder, read_config=facts.oci_config is None))
-        return Found(container_id, facts, persistent) if found else None
+        return Found(container_id, facts, persistent) if found or persistent else None
 
     def oci_config(self, container_id: str) -> Document | None:
         """The config.json of a running container."""
@@ -121,11 +135,16 @@ class Runtimes:
         raw = _read(bundle[1] / "config.json", _DOCUMENT_BYTES)
         return Facts(host_pid=_pid(bundle[1]), oci_config=None if raw is None else Document.of(raw))
 
+    def pid(self, container_id: str) -> int:
+        """The pid of a container's first process; 0 if it is not there, or not yet."""
+        bundle = self._bundle(container_id) if _is_name(container_id) else None
+        return _pid(bundle[1]) if bundle is not None else 0
+
     def is_kept(self, container_id: str) -> bool:
         """Whether a container is still there when nothing runs in it."""
         if not _is_name(container_id):
             return False
-        if os.path.exists(self.root / _DOCKER.format(id=container_id)):
+        if self._has_place(container_id):
             return True
         lists = {*self._storage_files(Facts()), *self._storages}  # those of users were found before
         return any(container_id in self._storage(path) for path in lists)
@@ -145,6 +164,9 @@ class Runtimes:
                 if _is_folder(self.root / "run" / runtime / name):
                     return CgroupOwner(name, runtime)
         return None
+
+    def _has_place(self, container_id: str) -> bool:
+        return any(os.path.exists(self.root / place.format(id=container_id)) for place in _KEPT)
 
     def _bundle(self, container_id: str) -> tuple[str, Path] | None:
         for runtime, folder in self._expand((*_BUNDLES, *self.more), container_id):
@@ -262,6 +284,7 @@ class DiskSource:
         self._paths = CgroupPaths()
         self._hosts: dict[str, None] = {}
         self._bare: dict[str, tuple[str, ...]] = {}
+        self._pidless: dict[str, asyncio.TimerHandle] = {}
 
     def owner(self, path: str) -> CgroupOwner | None:
         """The container of a cgroup path, by its form or by what runtimes say; None for the host."""
@@ -298,16 +321,37 @@ class DiskSource:
                 self._look()
         finally:
             self._table.source_down(self.name)
+            for handle in self._pidless.values():
+                handle.cancel()
+            self._pidless.clear()
 
-    def look_up(self, container_id: str) -> None:
+    def look_up(self, container_id: str) -> Found | None:
         """Tell the table now what the disk knows of a container."""
         found = self._runtimes.find(container_id)
         if found is not None:
             self._table.learn(container_id, self.name, found.facts, persistent=found.persistent)
+        return found
 
     def _resolve(self, container_id: str) -> None:
-        self.look_up(container_id)
-        self._table.disclaim(container_id, self.name)
+        found = self.look_up(container_id)
+        if found is None or found.facts.host_pid or found.facts.oci_config is None:
+            self._table.disclaim(container_id, self.name)
+        elif container_id not in self._pidless:
+            self._await_pid(container_id, time.monotonic())
+
+    def _await_pid(self, container_id: str, since: float) -> None:
+        """Runtimes write it down after they have moved the process into its cgroup, but before it runs the
+        container's program: the news that the container runs can wait so long."""
+        self._pidless.pop(container_id, None)
+        pid, waited = self._runtimes.pid(container_id), time.monotonic() - since
+        if pid:
+            self._table.learn(container_id, self.name, Facts(host_pid=pid))
+        if pid or waited > _PID_WAITS:
+            self._table.disclaim(container_id, self.name)
+        if not pid and waited < _PID_COMES and container_id in self._table:
+            loop = asyncio.get_running_loop()
+            pause = max(0.005, waited / 8)
+            self._pidless[container_id] = loop.call_later(pause, self._await_pid, container_id, since)
 
     def _look(self) -> None:
         bare = {owner.id: (owner, paths) for owner, paths in self._runtimes.bare()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +14,7 @@ from ringside.sensor.container import ContainerState, ContainerTable, Facts, Tra
 from ringside.sensor.runtimes import DiskSource, Found, Runtimes
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
 UNKNOWN, CREATED, RUNNING, EXITED, DESTROYED = ContainerState
@@ -62,13 +63,14 @@ def test_kubernetes_on_containerd(tmp_path: Path, state: str) -> None:
         "io.kubernetes.cri.container-type": "sandbox",
         "io.kubernetes.cri.sandbox-name": "coredns-5d78c9869d-abcde",
         "io.kubernetes.cri.sandbox-namespace": "kube-system",
+        "io.kubernetes.cri.podsandbox.image-name": "registry.k8s.io/pause:3.10",
     }
     bundle(tmp_path / state / "io.containerd.runtime.v2.task/k8s.io" / B, pause)
     runtimes = Runtimes(tmp_path)
     name = "/kube-system/coredns-5d78c9869d-abcde"
     image = "registry.k8s.io/coredns/coredns:v1.11.1"
     assert told(runtimes.find(A)) == (f"{name}/dns", image, "", "containerd", 42)
-    assert told(runtimes.find(B)) == (f"{name}/POD", "", "", "containerd", 0)
+    assert told(runtimes.find(B)) == (f"{name}/POD", "registry.k8s.io/pause:3.10", "", "containerd", 0)
     found = runtimes.find(A)
     assert found is not None
     assert not found.persistent
@@ -280,7 +282,7 @@ class Watch:
 
 async def test_the_disk_as_a_witness(tmp_path: Path) -> None:
     storage = tmp_path / "var/lib/containers/storage/overlay-containers/containers.json"
-    bundle(tmp_path / "run/containers/storage/overlay-containers" / A / "userdata")
+    bundle(tmp_path / "run/containers/storage/overlay-containers" / A / "userdata", pid=42)
     put(storage, [STORED])
     table = ContainerTable()
     watch = Watch(table)
@@ -302,6 +304,59 @@ async def test_the_disk_as_a_witness(tmp_path: Path) -> None:
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
+
+
+@asynccontextmanager
+async def witnessed(root: Path) -> AsyncIterator[tuple[ContainerTable, Watch]]:
+    table = ContainerTable()
+    watch = Watch(table)
+    task = asyncio.create_task(DiskSource(table, Runtimes(root), interval=0.01).run())
+    await asyncio.sleep(0)
+    try:
+        yield table, watch
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def test_the_pid_is_written_after_the_first_process_is_there(tmp_path: Path) -> None:
+    """As runc's shims do: news of the container wait for it, but not for long."""
+    tasks = tmp_path / "run/containerd/io.containerd.runtime.v2.task/k8s.io"
+    bundle(tasks / A, CRI)
+    bundle(tasks / B, CRI)
+    async with witnessed(tmp_path) as (table, watch):
+        table.seen(A, 1)
+        assert watch.told == []
+        put(tasks / A / "init.pid", "42")
+        await watch.until_kinds(CREATED, RUNNING)
+        assert watch.told[1].container.host_pid == 42
+        watch.told.clear()
+        table.seen(B, 1)
+        await watch.until_kinds(CREATED, RUNNING)
+        assert watch.told[1].container.host_pid == 0
+        put(tasks / B / "init.pid", "43")
+        known = asyncio.Event()
+        table.on_change.append(lambda container: known.set() if container.host_pid == 43 else None)
+        async with asyncio.timeout(20):
+            await known.wait()
+        assert len(watch.told) == 2
+
+
+@pytest.mark.parametrize("kind", ["containers", "sandboxes"])
+async def test_containerd_keeps_what_a_kubelet_has_not_removed(tmp_path: Path, kind: str) -> None:
+    state = tmp_path / "run/containerd"
+    bundle(state / "io.containerd.runtime.v2.task/k8s.io" / A, CRI, 42)
+    kept = state / "io.containerd.grpc.v1.cri" / kind / A
+    kept.mkdir(parents=True)
+    async with witnessed(tmp_path) as (table, watch):
+        table.seen(A, 1)
+        await watch.until_kinds(CREATED, RUNNING)
+        table.removed(A, 2)
+        await watch.until_kinds(CREATED, RUNNING, EXITED)
+        assert table.kept_on_disk() == [A]
+        kept.rmdir()
+        await watch.until_kinds(CREATED, RUNNING, EXITED, DESTROYED)
 
 
 async def test_cgroups_of_runtimes_run_by_hand(tmp_path: Path) -> None:
