@@ -59,7 +59,7 @@ _NAME: Final = re.compile(r"[\w+.-]{1,1024}", re.ASCII)
 _DOCUMENT_BYTES: Final = 1 << 20
 _STORAGE_BYTES: Final = 16 << 20
 _TEXT_LIMIT: Final = 4096
-_PID_WAITS: Final = 0.1  # s that the news of a container may be late, for its pid
+_PID_WAITS: Final = 1.0  # s that the news of a container may be late, for its pid
 _PID_COMES: Final = 10.0  # s in which it may still come
 
 # Annotations, best first.

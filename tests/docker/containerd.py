@@ -53,6 +53,7 @@ class Containerd:
     """One containerd. start() and stop() may be called again and again; close() removes all it left."""
 
     folder: Path
+    pause: str = PAUSE
     process: subprocess.Popen[bytes] | None = None
     pods: dict[str, Pod] = field(default_factory=dict)
     _ids: set[str] = field(default_factory=set)
@@ -92,7 +93,7 @@ class Containerd:
             raise UnavailableError("no containerd: install Debian's docker.io")
         self.folder.mkdir(parents=True, exist_ok=True)
         config = self.folder / "config.toml"
-        config.write_text(CONFIG.format(folder=self.folder, pause=PAUSE))
+        config.write_text(CONFIG.format(folder=self.folder, pause=self.pause))
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 ["containerd", "--config", str(config)],
@@ -117,7 +118,7 @@ class Containerd:
 
     def import_images(self) -> None:
         """The tests' image, and that of pods' sandboxes."""
-        for name, command in ((IMAGE, ("sh",)), (PAUSE, ("sleep", "2147483647"))):
+        for name, command in ((IMAGE, ("sh",)), (self.pause, ("sleep", "2147483647"))):
             archive = self.folder / "image.tar"
             archive.write_bytes(image_archive(name, *command))
             subprocess.run([*self._ctr(), "images", "import", str(archive)], check=True, capture_output=True)
@@ -237,14 +238,26 @@ class Containerd:
                 await asyncio.sleep(0.01)
 
     async def kill(self, container_id: str) -> None:
-        await self.runtime.call("StopContainer", container_id=container_id, timeout=0)
+        await self.stop_container(container_id, 0)
+
+    async def stop_container(self, container_id: str, patience: int) -> None:
+        """Ask it to end, and kill it after so many seconds."""
+        within = 60 + patience
+        await self.runtime.call("StopContainer", container_id=container_id, timeout=patience, within=within)
 
     async def remove(self, container_id: str) -> None:
         await self.runtime.call("RemoveContainer", container_id=container_id)
 
     async def end(self, pod: Pod) -> None:
         """Stop and remove a pod with all its containers."""
-        await self.runtime.call("StopPodSandbox", pod_sandbox_id=pod.id)
+        for attempt in range(10):
+            try:
+                await self.runtime.call("StopPodSandbox", pod_sandbox_id=pod.id)
+                break
+            except GRPCError:  # a container was just ending by itself; a kubelet tries again, too
+                if attempt == 9:
+                    raise
+                await asyncio.sleep(0.2)
         await self.runtime.call("RemovePodSandbox", pod_sandbox_id=pod.id)
         self.pods.pop(pod.id, None)
 

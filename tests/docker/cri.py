@@ -41,7 +41,8 @@ LinuxContainerResources cpu_shares=3:int64 memory_limit_in_bytes=4:int64 oom_sco
 Capability add_capabilities=1:string* drop_capabilities=2:string*
 LinuxContainerSecurityContext capabilities=1:Capability privileged=2:bool \
 namespace_options=3:NamespaceOption run_as_user=5:Int64Value readonly_rootfs=7:bool \
-apparmor_profile=9 no_new_privs=11:bool seccomp=15:SecurityProfile apparmor=16:SecurityProfile
+apparmor_profile=9 no_new_privs=11:bool masked_paths=13:string* readonly_paths=14:string* \
+seccomp=15:SecurityProfile apparmor=16:SecurityProfile
 LinuxContainerConfig resources=1:LinuxContainerResources security_context=2:LinuxContainerSecurityContext
 ContainerMetadata name=1 attempt=2:uint32
 ContainerConfig metadata=1:ContainerMetadata image=2:ImageSpec command=3:string* args=4:string* \
