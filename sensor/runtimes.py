@@ -22,12 +22,17 @@ from .container import ContainerTable, Document, Facts, image_id_of, is_hex_id
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-#: (runtime, folder of a container's OCI bundle). A `*` is any one folder.
+#: (runtime, folder of a container's OCI bundle, which has its config.json). A `*` is any one folder.
 _BUNDLES: Final = (
     ("containerd", "run/containerd/io.containerd.runtime.v2.task/*/{id}"),
     ("docker", "run/docker/containerd/daemon/io.containerd.runtime.v2.task/*/{id}"),
     ("containerd", "run/k3s/containerd/io.containerd.runtime.v2.task/*/{id}"),
     ("containerd", "var/snap/microk8s/common/run/containerd/io.containerd.runtime.v2.task/*/{id}"),
+    ("cri-o", "run/containers/storage/*-containers/{id}/userdata"),
+    ("podman", "var/lib/containers/storage/*-containers/{id}/userdata"),
+)
+#: (runtime, folder with the pid of a container's first process), where that is not the bundle
+_PIDS: Final = (
     ("podman", "run/containers/storage/*-containers/{id}/userdata"),
     ("podman", "run/user/*/containers/*-containers/{id}/userdata"),
 )
@@ -106,20 +111,20 @@ class Runtimes:
             runtime, folder = bundle
             found = True
             facts = self._bundle_facts(runtime, folder)
+        for runtime, folder in self._expand(_STATES, container_id):
+            found = True
+            facts = _join(facts, self._state_facts(runtime, folder, read_config=facts.oci_config is None))
         persistent = self._has_place(container_id)
         docker = _read_json(self.root / _DOCKER.format(id=container_id), _DOCUMENT_BYTES)
         if docker is not None:
-            found = True
             facts = _join(_docker_facts(docker), facts)
         for storage in self._storage_files(facts):
             stored = self._storage(storage).get(container_id)
             if stored is not None:
-                found = persistent = True
+                persistent = True
                 facts = _join(stored, facts)
-        for runtime, folder in self._expand(_STATES, container_id):
-            found = True
-            facts = _join(facts, self._state_facts(runtime, folder, read_config=facts.oci_config is None))
-        return Found(container_id, facts, persistent) if found or persistent else None
+        facts = _join(facts, Facts(host_pid=self.pid(container_id)))
+        return Found(container_id, facts, persistent) if found or persistent or facts.host_pid else None
 
     def oci_config(self, container_id: str) -> Document | None:
         """The config.json of a running container."""
@@ -129,16 +134,14 @@ class Runtimes:
 
     def running(self, container_id: str) -> Facts:
         """The pid and config.json of a container that runs or is about to; empty if there is no bundle."""
-        bundle = self._bundle(container_id) if _is_name(container_id) else None
-        if bundle is None:
-            return Facts()
-        raw = _read(bundle[1] / "config.json", _DOCUMENT_BYTES)
-        return Facts(host_pid=_pid(bundle[1]), oci_config=None if raw is None else Document.of(raw))
+        return Facts(host_pid=self.pid(container_id), oci_config=self.oci_config(container_id))
 
     def pid(self, container_id: str) -> int:
-        """The pid of a container's first process; 0 if it is not there, or not yet."""
-        bundle = self._bundle(container_id) if _is_name(container_id) else None
-        return _pid(bundle[1]) if bundle is not None else 0
+        """The pid of a container's first process, perhaps of an earlier run; 0 if none is written down."""
+        if not _is_name(container_id):
+            return 0
+        folders = (folder for _, folder in self._expand((*_BUNDLES, *self.more, *_PIDS), container_id))
+        return next((pid for folder in folders if (pid := _pid(folder))), 0)
 
     def is_kept(self, container_id: str) -> bool:
         """Whether a container is still there when nothing runs in it."""
@@ -170,7 +173,8 @@ class Runtimes:
 
     def _bundle(self, container_id: str) -> tuple[str, Path] | None:
         for runtime, folder in self._expand((*_BUNDLES, *self.more), container_id):
-            return runtime, folder
+            if _is_file(folder / "config.json"):
+                return runtime, folder
         return None
 
     def _expand(self, layouts: Iterable[tuple[str, str]], container_id: str) -> Iterator[tuple[str, Path]]:
@@ -274,12 +278,17 @@ class DiskSource:
         runtimes: Runtimes,
         *,
         on_cgroups: Callable[[CgroupOwner, tuple[str, ...]], None] = lambda _owner, _paths: None,
+        is_in: Callable[[int, str], bool] = lambda _pid, _container_id: True,
         interval: float = 1.0,
     ) -> None:
-        """`on_cgroups`: these cgroups turned out to be a container's, processes may be in them already."""
+        """`on_cgroups`: these cgroups turned out to be a container's, processes may be in them already.
+
+        `is_in`: whether the process of this pid is in the container; the disk's may be of an earlier run.
+        """
         self._table = table
         self._runtimes = runtimes
         self._on_cgroups = on_cgroups
+        self._is_in = is_in
         self._interval = interval
         self._paths = CgroupPaths()
         self._hosts: dict[str, None] = {}
@@ -329,6 +338,8 @@ class DiskSource:
         """Tell the table now what the disk knows of a container."""
         found = self._runtimes.find(container_id)
         if found is not None:
+            if not self._is_in(found.facts.host_pid, container_id):
+                found = replace(found, facts=replace(found.facts, host_pid=0))
             self._table.learn(container_id, self.name, found.facts, persistent=found.persistent)
         return found
 
@@ -344,9 +355,11 @@ class DiskSource:
         container's program: the news that the container runs can wait so long."""
         self._pidless.pop(container_id, None)
         pid, waited = self._runtimes.pid(container_id), time.monotonic() - since
+        if pid and not self._is_in(pid, container_id):
+            pid = 0
         if pid:
             self._table.learn(container_id, self.name, Facts(host_pid=pid))
-        if pid or waited > _PID_WAITS:
+        if pid or waited > _PID_WAITS or not self._table.occupied(container_id):
             self._table.disclaim(container_id, self.name)
         if not pid and waited < _PID_COMES and container_id in self._table:
             loop = asyncio.get_running_loop()
@@ -466,6 +479,13 @@ def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
     except OSError:  # not for us to see
+        return False
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
         return False
 
 
