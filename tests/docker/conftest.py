@@ -8,11 +8,12 @@ import pytest
 
 from .containerd import Containerd
 from .engine import Dockerd, UnavailableError
+from .podman import Podman
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-Engine = TypeVar("Engine", Dockerd, Containerd)
+Engine = TypeVar("Engine", Dockerd, Containerd, Podman)
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +41,12 @@ def containerd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]
 def own_containerd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]:
     """A containerd that the test may stop."""
     yield from _engine(Containerd(tmp_path_factory.mktemp("containerd")))
+
+
+@pytest.fixture(scope="session")
+def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
+    """A Podman that every test may use; it ends with nothing left behind."""
+    yield from _engine(Podman(tmp_path_factory.mktemp("podman")))
 
 
 def _engine(engine: Engine) -> Iterator[Engine]:
