@@ -35,6 +35,10 @@ sandbox_image = "{pause}"
 restrict_oom_score_adj = true
 [plugins."io.containerd.grpc.v1.cri".cni]
 conf_dir = "{folder}/cni"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+SystemdCgroup = {systemd}
 """
 
 
@@ -50,10 +54,14 @@ class Pod:
 
 @dataclass
 class Containerd:
-    """One containerd. start() and stop() may be called again and again; close() removes all it left."""
+    """One containerd. start() and stop() may be called again and again; close() removes all it left.
+
+    `systemd`: has systemd make the cgroups.
+    """
 
     folder: Path
     pause: str = PAUSE
+    systemd: bool = False
     process: subprocess.Popen[bytes] | None = None
     pods: dict[str, Pod] = field(default_factory=dict)
     _ids: set[str] = field(default_factory=set)
@@ -93,7 +101,9 @@ class Containerd:
             raise UnavailableError("no containerd: install Debian's docker.io")
         self.folder.mkdir(parents=True, exist_ok=True)
         config = self.folder / "config.toml"
-        config.write_text(CONFIG.format(folder=self.folder, pause=self.pause))
+        config.write_text(
+            CONFIG.format(folder=self.folder, pause=self.pause, systemd=str(self.systemd).lower())
+        )
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 ["containerd", "--config", str(config)],
@@ -174,7 +184,7 @@ class Containerd:
         """Start a pod's sandbox. `slices`: its cgroup is named as systemd does; `pid`: whose namespace."""
         uid = str(uuid.uuid4())
         parent = f"/kubepods/besteffort/pod{uid}"
-        if slices:
+        if slices or self.systemd:
             below = "/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod"
             parent = f"{below}{uid.replace('-', '_')}.slice"
         config = {

@@ -13,6 +13,8 @@ from typing import Self
 
 from .engine import UnavailableError, image_archive, mounts_below, processes_of, wait_until
 
+# What it learned of layers, which is kept in one place for all folders.
+CACHE = Path("/var/lib/containers/cache")
 # With a registry's name: Podman would add one.
 IMAGE = "ringside.test/box:1.0"
 # Podman's own limits are more than some machines let root have.
@@ -20,19 +22,24 @@ CONFIG = """
 [containers]
 default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
 [engine]
-cgroup_manager = "cgroupfs"
+cgroup_manager = "{manager}"
 events_logger = "file"
 """
 
 
 @dataclass
 class Podman:
-    """Podman's containers and images in one folder; close() removes all it left."""
+    """Podman's containers and images in one folder; close() removes all it left.
+
+    `systemd`: has systemd make the cgroups.
+    """
 
     folder: Path
+    systemd: bool = False
     service: subprocess.Popen[bytes] | None = None
     _ids: set[str] = field(default_factory=set)
     _before: set[Path] = field(default_factory=set)
+    _had_cache: bool = True
 
     @property
     def socket(self) -> Path:
@@ -54,9 +61,11 @@ class Podman:
         if shutil.which("podman") is None:
             raise UnavailableError("no podman: install Debian's podman")
         self._before = _pod_cgroups()
+        self._had_cache = CACHE.exists()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "containers.conf").write_text(CONFIG)
+            config = CONFIG.format(manager="systemd" if self.systemd else "cgroupfs")
+            (self.folder / "containers.conf").write_text(config)
             archive = self.folder / "image.tar"
             archive.write_bytes(image_archive(IMAGE, "sh"))
             self.podman("load", "--quiet", "--input", str(archive))
@@ -144,6 +153,8 @@ class Podman:
         for mount in reversed(self.mounts()):
             subprocess.run(["umount", "--lazy", mount], check=False, capture_output=True)
         shutil.rmtree(self.folder, ignore_errors=True)
+        if not self._had_cache:
+            shutil.rmtree(CACHE, ignore_errors=True)
         for cgroup in self.cgroups():
             with contextlib.suppress(OSError):
                 cgroup.rmdir()
