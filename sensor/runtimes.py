@@ -86,11 +86,15 @@ _LABELS: Final = "io.kubernetes.cri-o.Labels"
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A container that a runtime keeps state of. `persistent`: it is kept also when nothing runs in it."""
+    """A container that a runtime keeps state of.
+
+    `persistent`: it is kept also when nothing runs in it. `begins`: where its pid is written down is there.
+    """
 
     id: str
     facts: Facts
     persistent: bool = False
+    begins: bool = False
 
 
 @dataclass(slots=True)
@@ -124,7 +128,8 @@ class Runtimes:
                 persistent = True
                 facts = _join(stored, facts)
         facts = _join(facts, Facts(host_pid=self.pid(container_id)))
-        return Found(container_id, facts, persistent) if found or persistent or facts.host_pid else None
+        begins = bundle is not None or any(self._expand(_PIDS, container_id))
+        return Found(container_id, facts, persistent, begins) if found or persistent or begins else None
 
     def oci_config(self, container_id: str) -> Document | None:
         """The config.json of a running container."""
@@ -345,7 +350,7 @@ class DiskSource:
 
     def _resolve(self, container_id: str) -> None:
         found = self.look_up(container_id)
-        if found is None or found.facts.host_pid or found.facts.oci_config is None:
+        if found is None or found.facts.host_pid or not found.begins:
             self._table.disclaim(container_id, self.name)
         elif container_id not in self._pidless:
             self._await_pid(container_id, time.monotonic())
@@ -358,7 +363,7 @@ class DiskSource:
         if pid and not self._is_in(pid, container_id):
             pid = 0
         if pid:
-            self._table.learn(container_id, self.name, Facts(host_pid=pid))
+            self.look_up(container_id)  # a user's container is found by what is written with the pid
         if pid or waited > _PID_WAITS or not self._table.occupied(container_id):
             self._table.disclaim(container_id, self.name)
         if not pid and waited < _PID_COMES and container_id in self._table:

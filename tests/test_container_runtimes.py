@@ -357,6 +357,23 @@ async def test_the_pid_is_written_after_the_first_process_is_there(tmp_path: Pat
         assert len(watch.told) == 2
 
 
+async def test_rootless_podman_from_its_first_process_on(tmp_path: Path) -> None:
+    """What leads to the user's home is written last."""
+    storage = f"home/me/.local/share/containers/storage/overlay-containers/{A}/userdata"
+    run = tmp_path / "run/user/1000"
+    bundle(tmp_path / storage, {"nerdctl/name": "mine"})
+    userdata = run / "containers/overlay-containers" / A / "userdata"
+    userdata.mkdir(parents=True)
+    async with witnessed(tmp_path) as (table, watch):
+        table.seen(A, 1)
+        assert watch.told == []
+        put(run / "runc" / A / "state.json", {"config": {"labels": [f"bundle=/{storage}"]}})
+        put(userdata / "pidfile", "42")
+        await watch.until_kinds(CREATED, RUNNING)
+        assert watch.told[0].container.name == "/mine"
+        assert watch.told[1].container.host_pid == 42
+
+
 async def test_a_pid_of_an_earlier_run(tmp_path: Path) -> None:
     """Podman leaves it when the container has ended, and it is another process's by now, or nobody's."""
     tasks = tmp_path / "run/containerd/io.containerd.runtime.v2.task/k8s.io"

@@ -38,4 +38,4 @@ def test_the_unit(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (turn,) = run.run_all(chosen, run.guest_tests(INSIDE, TIMEOUT, systemd=True), tmp_path, told)
     if failures := turn.failures:
         pytest.fail("\n\n".join(failures), pytrace=False)
-    assert len(turn.results) == 8
+    assert len(turn.results) == 9
