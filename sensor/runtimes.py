@@ -352,21 +352,27 @@ class DiskSource:
         found = self.look_up(container_id)
         if found is None or found.facts.host_pid or not found.begins:
             self._table.disclaim(container_id, self.name)
-        elif container_id not in self._pidless:
+        else:
+            if container_id in self._pidless:  # of an earlier run
+                self._pidless[container_id].cancel()
             self._await_pid(container_id, time.monotonic())
 
     def _await_pid(self, container_id: str, since: float) -> None:
-        """Runtimes write it down after they have moved the process into its cgroup, but before it runs the
-        container's program: the news that the container runs can wait so long."""
+        """Until it is written down, the news that the container runs wait, but not for long."""
+        # Runtimes do that when the process is in its cgroup, and before it runs the container's program.
         self._pidless.pop(container_id, None)
         pid, waited = self._runtimes.pid(container_id), time.monotonic() - since
-        if pid and not self._is_in(pid, container_id):
+        container = self._table.get(container_id)
+        if not self._is_in(pid, container_id):
             pid = 0
-        if pid:
+        if pid and container is not None and container.oci_config is not None:
+            self._table.learn(container_id, self.name, Facts(host_pid=pid))
+        elif pid:
             self.look_up(container_id)  # a user's container is found by what is written with the pid
-        if pid or waited > _PID_WAITS or not self._table.occupied(container_id):
+        occupied = self._table.occupied(container_id)
+        if pid or waited > _PID_WAITS or not occupied:
             self._table.disclaim(container_id, self.name)
-        if not pid and waited < _PID_COMES and container_id in self._table:
+        if occupied and not pid and waited < _PID_COMES:
             loop = asyncio.get_running_loop()
             pause = max(0.005, waited / 8)
             self._pidless[container_id] = loop.call_later(pause, self._await_pid, container_id, since)
