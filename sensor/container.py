@@ -169,6 +169,7 @@ def exit_of(code: int | None, wait_status: int | None = None) -> ContainerExit |
 class _Record:
     __slots__ = (
         "asked",
+        "begun",
         "container",
         "driver",
         "exits",
@@ -186,6 +187,7 @@ class _Record:
         self.driver = ""  # nobody yet
         self.asked: set[str] = set()  # who has still to say whether the container is theirs
         self.occupied = False  # as far as the kernel lane told
+        self.begun = False  # so it told, and whoever is asked for the pid has not answered yet
         self.seen_ns = 0  # when that began
         self.kernel_ns = 0  # of what the kernel lane told last
         self.last_ns = 0  # of the last transition
@@ -279,6 +281,16 @@ class ContainerTable:
             if record.persistent and record.driver == KERNEL and not record.occupied
         ]
 
+    def occupied(self, container_id: str) -> bool:
+        """Whether a process is in it, as far as the kernel showed."""
+        record = self._records.get(container_id)
+        return record is not None and record.occupied
+
+    def has_ended(self, container_id: str, pid: int) -> bool:
+        """Whether this process of the container's current run has ended."""
+        record = self._records.get(container_id)
+        return record is not None and pid in record.exits
+
     def settled(self, container_id: str) -> bool:
         """Whether all that will be known of its name and image is known."""
         record = self._records.get(container_id)
@@ -322,6 +334,7 @@ class ContainerTable:
         for record in list(self._records.values()):
             if record.driver == source:
                 record.driver = KERNEL
+                record.begun = False
                 if record.container.state is RUNNING and not record.occupied:
                     self._advance(record, EXITED, time_ns, synthesized=True)
 
@@ -432,13 +445,16 @@ class ContainerTable:
             return
         record.occupied = True
         record.seen_ns = record.kernel_ns = time_ns
-        if record.driver == KERNEL:
+        if record.driver == KERNEL and existing:
             self._kernel_says(record, time_ns)
-        elif not record.driver:
+        elif record.driver in ("", KERNEL):
+            record.begun = not existing
             if existing:
                 record.driver = KERNEL
                 record.container = replace(record.container, state=RUNNING)
                 record.last_ns = time_ns
+            else:
+                self._set_pid(record, 0, replace_old=True)  # of an earlier run
             self._ask(record)
 
     def emptied(self, container_id: str, time_ns: int) -> None:
@@ -500,16 +516,18 @@ class ContainerTable:
 
     def _unclaimed(self, record: _Record) -> None:
         """Everybody was asked, no engine wants it."""
-        if not record.driver:
-            record.driver = KERNEL
-            self._settle(record)
-            self._advance(record, RUNNING, record.seen_ns)
+        record.driver = record.driver or KERNEL
+        self._settle(record)
+        if record.driver == KERNEL and record.begun:
+            record.begun = False
+            pid = Facts(host_pid=record.container.host_pid)
+            self._advance(record, RUNNING, record.seen_ns, pid)
             self._kernel_says(record, record.kernel_ns)
-        else:
-            self._settle(record)
 
     def _kernel_says(self, record: _Record, time_ns: int) -> None:
         """Bring a container that the kernel drives to where its cgroup is."""
+        if record.begun:
+            return  # that comes first
         time_ns = max(
             time_ns, record.last_ns
         )  # the kernel's news come in order, an engine's clock may differ
@@ -662,7 +680,7 @@ class ContainerTable:
                 changes[key] = document
         if changes:
             record.container = replace(old, **changes)  # type: ignore[arg-type]
-        if facts.host_pid and old.state is not EXITED:
+        if facts.host_pid and (old.state is not EXITED or record.begun):
             self._set_pid(record, facts.host_pid)
         if identity:
             self._changed(record)

@@ -69,6 +69,8 @@ def engine_sockets(root: Path = Path("/")) -> list[tuple[str, Path]]:
 
 
 _ACTIONS: Final = ("create", "start", "die", "destroy", "rename")
+#: Podman's words, by which its events have to be asked for; it tells one of them in Docker's.
+_WORDS: Final = {"died": "die", "remove": "destroy"}
 _STATES: Final = {
     "created": CREATED,
     "initialized": CREATED,  # Podman's word
@@ -177,6 +179,7 @@ class DockerSource:
         self._list_wanted = asyncio.Event()
         self._questions: asyncio.Queue[str] = asyncio.Queue(limits.questions)
         self._asked: set[str] = set()
+        self._is_podman = False
 
     async def run(self) -> None:
         """Follow the engine until cancelled. Never raises for what an engine does."""
@@ -309,7 +312,10 @@ class DockerSource:
 
     async def _catch_up(self) -> None:
         """Hear every event until now; the stream brings them too, but who knows when."""
-        parameters = _events_parameters(self._since_ns, time.time_ns())
+        parameters = _events_parameters(self._since_ns, None if self._is_podman else time.time_ns())
+        if self._is_podman:
+            # It stops reading its file at once where the end is past, and has this for it instead.
+            parameters["stream"] = "false"
         for line in (await self._get("events", self._limits.list_bytes, parameters)).split(b"\n"):
             if line:
                 self._heard(line)
@@ -594,6 +600,7 @@ class DockerSource:
                 asyncio.timeout(self._limits.answer),
                 self._session.get(self._url(path), params=parameters) as response,
             ):
+                self._is_podman = response.headers.get("Server", "").startswith("Libpod")
                 if response.status == 404:
                     raise _NotFoundError(path)
                 if response.status != 200:
@@ -624,7 +631,7 @@ def _events_parameters(since_ns: int, until_ns: int | None = None) -> dict[str, 
     """Query parameters for events of interest; the engine knows fractions of seconds in this form only."""
     times = {"since": since_ns} if until_ns is None else {"since": since_ns, "until": until_ns}
     parameters = {name: f"{value // 10**9}.{value % 10**9:09}" for name, value in times.items()}
-    return parameters | {"filters": json.dumps({"type": ["container"], "event": list(_ACTIONS)})}
+    return parameters | {"filters": json.dumps({"type": ["container"], "event": [*_ACTIONS, *_WORDS]})}
 
 
 def _first(error: Exception) -> Exception:
@@ -680,6 +687,7 @@ def _event(document: object) -> _Event | None:
     if not isinstance(document, dict):
         return None
     container_id, action = _text(document, "Actor", "ID") or _text(document, "id"), _text(document, "Action")
+    action = _WORDS.get(action, action)
     time_ns = document.get("timeNano")
     if not is_hex_id(container_id) or not action or type(time_ns) is not int:
         return None

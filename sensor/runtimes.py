@@ -22,12 +22,17 @@ from .container import ContainerTable, Document, Facts, image_id_of, is_hex_id
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-#: (runtime, folder of a container's OCI bundle). A `*` is any one folder.
+#: (runtime, folder of a container's OCI bundle, which has its config.json). A `*` is any one folder.
 _BUNDLES: Final = (
     ("containerd", "run/containerd/io.containerd.runtime.v2.task/*/{id}"),
     ("docker", "run/docker/containerd/daemon/io.containerd.runtime.v2.task/*/{id}"),
     ("containerd", "run/k3s/containerd/io.containerd.runtime.v2.task/*/{id}"),
     ("containerd", "var/snap/microk8s/common/run/containerd/io.containerd.runtime.v2.task/*/{id}"),
+    ("cri-o", "run/containers/storage/*-containers/{id}/userdata"),
+    ("podman", "var/lib/containers/storage/*-containers/{id}/userdata"),
+)
+#: (runtime, folder with the pid of a container's first process), where that is not the bundle
+_PIDS: Final = (
     ("podman", "run/containers/storage/*-containers/{id}/userdata"),
     ("podman", "run/user/*/containers/*-containers/{id}/userdata"),
 )
@@ -40,15 +45,27 @@ _STATES: Final = (
     ("podman", "run/user/*/crun/{id}"),
     ("podman", "run/user/*/runc/{id}"),
 )
+_DOCKER: Final = "var/lib/docker/containers/{id}/config.v2.json"
+#: What is there for as long as a container is kept, whether it runs or not. containerd has a folder for each
+#: container and each sandbox of a pod in its state, from before it is started until the kubelet removes it.
+_CRI: Final = (
+    "containerd/io.containerd.grpc.v1.cri/containers/{id}",
+    "containerd/io.containerd.grpc.v1.cri/sandboxes/{id}",
+)
+_KEPT: Final = (
+    _DOCKER,
+    *(f"{run}/{place}" for run in ("run", "run/k3s", "var/snap/microk8s/common/run") for place in _CRI),
+)
 #: Runtimes that people run by hand, with names for ids and cgroups of any name.
 _BARE: Final = ("runc", "crun")
-_DOCKER: Final = "var/lib/docker/containers/{id}/config.v2.json"
 _STORAGES: Final = ("var/lib/containers/storage",)
 
 _NAME: Final = re.compile(r"[\w+.-]{1,1024}", re.ASCII)
 _DOCUMENT_BYTES: Final = 1 << 20
 _STORAGE_BYTES: Final = 16 << 20
 _TEXT_LIMIT: Final = 4096
+_PID_WAITS: Final = 1.0  # s that the news of a container may be late, for its pid
+_PID_COMES: Final = 10.0  # s in which it may still come
 
 # Annotations, best first.
 _NAMESPACE: Final = ("io.kubernetes.cri.sandbox-namespace", "io.kubernetes.pod.namespace")
@@ -60,6 +77,7 @@ _IMAGE: Final = (
     "io.kubernetes.cri.image-name",
     "io.kubernetes.cri-o.ImageName",
     "io.kubernetes.cri-o.UserRequestedImage",
+    "io.kubernetes.cri.podsandbox.image-name",  # of sandboxes, since containerd 2
     "org.opencontainers.image.ref.name",
 )
 _IMAGE_ID: Final = ("io.kubernetes.cri-o.Image", "io.kubernetes.cri-o.ImageRef")
@@ -68,11 +86,15 @@ _LABELS: Final = "io.kubernetes.cri-o.Labels"
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A container that a runtime keeps state of. `persistent`: it is kept also when nothing runs in it."""
+    """A container that a runtime keeps state of.
+
+    `persistent`: it is kept also when nothing runs in it. `begins`: where its pid is written down is there.
+    """
 
     id: str
     facts: Facts
     persistent: bool = False
+    begins: bool = False
 
 
 @dataclass(slots=True)
@@ -87,25 +109,27 @@ class Runtimes:
         """What the disk knows of a container; None if nothing."""
         if not _is_name(container_id):
             return None
-        facts, found, persistent = Facts(), False, False
+        facts, found = Facts(), False
         bundle = self._bundle(container_id)
         if bundle is not None:
             runtime, folder = bundle
             found = True
             facts = self._bundle_facts(runtime, folder)
+        for runtime, folder in self._expand(_STATES, container_id):
+            found = True
+            facts = _join(facts, self._state_facts(runtime, folder, read_config=facts.oci_config is None))
+        persistent = self._has_place(container_id)
         docker = _read_json(self.root / _DOCKER.format(id=container_id), _DOCUMENT_BYTES)
         if docker is not None:
-            found = persistent = True
             facts = _join(_docker_facts(docker), facts)
         for storage in self._storage_files(facts):
             stored = self._storage(storage).get(container_id)
             if stored is not None:
-                found = persistent = True
+                persistent = True
                 facts = _join(stored, facts)
-        for runtime, folder in self._expand(_STATES, container_id):
-            found = True
-            facts = _join(facts, self._state_facts(runtime, folder, read_config=facts.oci_config is None))
-        return Found(container_id, facts, persistent) if found else None
+        facts = _join(facts, Facts(host_pid=self.pid(container_id)))
+        begins = bundle is not None or any(self._expand(_PIDS, container_id))
+        return Found(container_id, facts, persistent, begins) if found or persistent or begins else None
 
     def oci_config(self, container_id: str) -> Document | None:
         """The config.json of a running container."""
@@ -115,17 +139,20 @@ class Runtimes:
 
     def running(self, container_id: str) -> Facts:
         """The pid and config.json of a container that runs or is about to; empty if there is no bundle."""
-        bundle = self._bundle(container_id) if _is_name(container_id) else None
-        if bundle is None:
-            return Facts()
-        raw = _read(bundle[1] / "config.json", _DOCUMENT_BYTES)
-        return Facts(host_pid=_pid(bundle[1]), oci_config=None if raw is None else Document.of(raw))
+        return Facts(host_pid=self.pid(container_id), oci_config=self.oci_config(container_id))
+
+    def pid(self, container_id: str) -> int:
+        """The pid of a container's first process, perhaps of an earlier run; 0 if none is written down."""
+        if not _is_name(container_id):
+            return 0
+        folders = (folder for _, folder in self._expand((*_BUNDLES, *self.more, *_PIDS), container_id))
+        return next((pid for folder in folders if (pid := _pid(folder))), 0)
 
     def is_kept(self, container_id: str) -> bool:
         """Whether a container is still there when nothing runs in it."""
         if not _is_name(container_id):
             return False
-        if os.path.exists(self.root / _DOCKER.format(id=container_id)):
+        if self._has_place(container_id):
             return True
         lists = {*self._storage_files(Facts()), *self._storages}  # those of users were found before
         return any(container_id in self._storage(path) for path in lists)
@@ -146,9 +173,13 @@ class Runtimes:
                     return CgroupOwner(name, runtime)
         return None
 
+    def _has_place(self, container_id: str) -> bool:
+        return any(os.path.exists(self.root / place.format(id=container_id)) for place in _KEPT)
+
     def _bundle(self, container_id: str) -> tuple[str, Path] | None:
         for runtime, folder in self._expand((*_BUNDLES, *self.more), container_id):
-            return runtime, folder
+            if _is_file(folder / "config.json"):
+                return runtime, folder
         return None
 
     def _expand(self, layouts: Iterable[tuple[str, str]], container_id: str) -> Iterator[tuple[str, Path]]:
@@ -252,16 +283,22 @@ class DiskSource:
         runtimes: Runtimes,
         *,
         on_cgroups: Callable[[CgroupOwner, tuple[str, ...]], None] = lambda _owner, _paths: None,
+        is_in: Callable[[int, str], bool] = lambda _pid, _container_id: True,
         interval: float = 1.0,
     ) -> None:
-        """`on_cgroups`: these cgroups turned out to be a container's, processes may be in them already."""
+        """`on_cgroups`: these cgroups turned out to be a container's, processes may be in them already.
+
+        `is_in`: whether the process of this pid is in the container; the disk's may be of an earlier run.
+        """
         self._table = table
         self._runtimes = runtimes
         self._on_cgroups = on_cgroups
+        self._is_in = is_in
         self._interval = interval
         self._paths = CgroupPaths()
         self._hosts: dict[str, None] = {}
         self._bare: dict[str, tuple[str, ...]] = {}
+        self._pidless: dict[str, asyncio.TimerHandle] = {}
 
     def owner(self, path: str) -> CgroupOwner | None:
         """The container of a cgroup path, by its form or by what runtimes say; None for the host."""
@@ -298,16 +335,47 @@ class DiskSource:
                 self._look()
         finally:
             self._table.source_down(self.name)
+            for handle in self._pidless.values():
+                handle.cancel()
+            self._pidless.clear()
 
-    def look_up(self, container_id: str) -> None:
+    def look_up(self, container_id: str) -> Found | None:
         """Tell the table now what the disk knows of a container."""
         found = self._runtimes.find(container_id)
         if found is not None:
+            if not self._is_in(found.facts.host_pid, container_id):
+                found = replace(found, facts=replace(found.facts, host_pid=0))
             self._table.learn(container_id, self.name, found.facts, persistent=found.persistent)
+        return found
 
     def _resolve(self, container_id: str) -> None:
-        self.look_up(container_id)
-        self._table.disclaim(container_id, self.name)
+        found = self.look_up(container_id)
+        if found is None or found.facts.host_pid or not found.begins:
+            self._table.disclaim(container_id, self.name)
+        else:
+            if container_id in self._pidless:  # of an earlier run
+                self._pidless[container_id].cancel()
+            self._await_pid(container_id, time.monotonic())
+
+    def _await_pid(self, container_id: str, since: float) -> None:
+        """Until it is written down, the news that the container runs wait, but not for long."""
+        # Runtimes do that when the process is in its cgroup, and before it runs the container's program.
+        self._pidless.pop(container_id, None)
+        pid, waited = self._runtimes.pid(container_id), time.monotonic() - since
+        container = self._table.get(container_id)
+        if not self._is_in(pid, container_id):
+            pid = 0
+        if pid and container is not None and container.oci_config is not None:
+            self._table.learn(container_id, self.name, Facts(host_pid=pid))
+        elif pid:
+            self.look_up(container_id)  # a user's container is found by what is written with the pid
+        occupied = self._table.occupied(container_id)
+        if pid or waited > _PID_WAITS or not occupied:
+            self._table.disclaim(container_id, self.name)
+        if occupied and not pid and waited < _PID_COMES:
+            loop = asyncio.get_running_loop()
+            pause = max(0.005, waited / 8)
+            self._pidless[container_id] = loop.call_later(pause, self._await_pid, container_id, since)
 
     def _look(self) -> None:
         bare = {owner.id: (owner, paths) for owner, paths in self._runtimes.bare()}
@@ -422,6 +490,13 @@ def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
     except OSError:  # not for us to see
+        return False
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
         return False
 
 

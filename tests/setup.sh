@@ -11,6 +11,7 @@ linux-perf       /usr/bin/perf
 qemu-system-x86  /usr/bin/qemu-system-x86_64
 docker.io        /usr/sbin/dockerd
 iptables         /usr/sbin/iptables
+podman           /usr/bin/podman
 debootstrap      /usr/sbin/debootstrap
 busybox-static   /bin/busybox
 kmod             /usr/sbin/depmod

@@ -284,6 +284,39 @@ def test_containers_found_at_start_are_no_events(table: Watched) -> None:
     assert table.kinds() == [EXITED]
 
 
+def test_begun_again_without_an_engine(table: Watched) -> None:
+    """Each run's pid is asked for, and none is taken for the next one's; news come when it is known."""
+    asked: list[str] = []
+    table.source_up("disk", asked.append)
+    for number, pid in enumerate((42, 43), start=1):
+        table.seen(A, number * 2_000)
+        assert asked == [A] * number
+        assert RUNNING not in table.kinds()[3 * (number - 1) :]
+        table.learn(A, "disk", Facts(host_pid=pid))
+        table.disclaim(A, "disk")
+        assert (table.told[-1].kind, table.told[-1].container.host_pid) == (RUNNING, pid)
+        table.process_exited(pid, number << 8, A)
+        table.process_exited(99, 9, A)
+        table.emptied(A, number * 2_000 + 1_000)
+        ended = table.told[-1].container.exit
+        assert ended is not None
+        assert ended.code == number
+    assert table.kinds() == [CREATED, RUNNING, EXITED, RUNNING, EXITED]
+
+
+def test_over_before_its_pid_was_found(table: Watched) -> None:
+    asked: list[str] = []
+    table.source_up("disk", asked.append)
+    for run in range(2):
+        table.seen(A, run * 1_000 + 2_000)
+        table.process_exited(42, 3 << 8, A)
+        table.emptied(A, run * 1_000 + 2_500)
+        table.disclaim(A, "disk")
+        assert table.kinds()[-2:] == [RUNNING, EXITED]
+        assert table.told[-1].container.exit == ContainerExit(3, 3, 0, False)
+    assert table.kinds() == [CREATED, RUNNING, EXITED, RUNNING, EXITED]
+
+
 def test_an_engine_that_comes_later_takes_over(table: Watched) -> None:
     table.seen(A, 2_000, existing=True)
     table.seen(B, 2_000)

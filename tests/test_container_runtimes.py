@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +14,7 @@ from ringside.sensor.container import ContainerState, ContainerTable, Facts, Tra
 from ringside.sensor.runtimes import DiskSource, Found, Runtimes
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
 UNKNOWN, CREATED, RUNNING, EXITED, DESTROYED = ContainerState
@@ -62,13 +63,14 @@ def test_kubernetes_on_containerd(tmp_path: Path, state: str) -> None:
         "io.kubernetes.cri.container-type": "sandbox",
         "io.kubernetes.cri.sandbox-name": "coredns-5d78c9869d-abcde",
         "io.kubernetes.cri.sandbox-namespace": "kube-system",
+        "io.kubernetes.cri.podsandbox.image-name": "registry.k8s.io/pause:3.10",
     }
     bundle(tmp_path / state / "io.containerd.runtime.v2.task/k8s.io" / B, pause)
     runtimes = Runtimes(tmp_path)
     name = "/kube-system/coredns-5d78c9869d-abcde"
     image = "registry.k8s.io/coredns/coredns:v1.11.1"
     assert told(runtimes.find(A)) == (f"{name}/dns", image, "", "containerd", 42)
-    assert told(runtimes.find(B)) == (f"{name}/POD", "", "", "containerd", 0)
+    assert told(runtimes.find(B)) == (f"{name}/POD", "registry.k8s.io/pause:3.10", "", "containerd", 0)
     found = runtimes.find(A)
     assert found is not None
     assert not found.persistent
@@ -124,13 +126,16 @@ def test_cri_o(tmp_path: Path) -> None:
 
 def test_podman(tmp_path: Path) -> None:
     bundle(
-        tmp_path / "run/containers/storage/overlay-containers" / A / "userdata",
+        tmp_path / "var/lib/containers/storage/overlay-containers" / A / "userdata",
         {"io.container.manager": "libpod"},
     )
+    put(tmp_path / "run/containers/storage/overlay-containers" / A / "userdata/pidfile", "77")
     stored = STORED | {"metadata": json.dumps({"image-name": "docker.io/library/nginx:1", "name": "web"})}
     put(tmp_path / "var/lib/containers/storage/overlay-containers/containers.json", [stored, None, {"id": 5}])
     runtimes = Runtimes(tmp_path)
-    assert told(runtimes.find(A)) == ("/web", "docker.io/library/nginx:1", IMAGE, "podman", 0)
+    assert told(runtimes.find(A)) == ("/web", "docker.io/library/nginx:1", IMAGE, "podman", 77)
+    assert runtimes.running(A).host_pid == 77
+    assert runtimes.oci_config(A) is not None
     found = runtimes.find(A)
     assert found is not None
     assert found.persistent
@@ -141,9 +146,12 @@ def test_podman(tmp_path: Path) -> None:
 
 
 def test_rootless_podman(tmp_path: Path) -> None:
+    """The low-level runtime's state leads to the user's home."""
     storage = "home/me/.local/share/containers/storage"
+    userdata = f"{storage}/overlay-containers/{A}/userdata"
+    put(tmp_path / "run/user/1000/crun" / A / "status", {"pid": 5, "bundle": f"/{userdata}"})
     bundle(
-        tmp_path / "run/user/1000/containers/overlay-containers" / A / "userdata",
+        tmp_path / userdata,
         {"io.container.manager": "libpod"},
         root={"path": f"/{storage}/overlay/cafe/merged"},
     )
@@ -151,7 +159,7 @@ def test_rootless_podman(tmp_path: Path) -> None:
     runtimes = Runtimes(tmp_path)
     assert not runtimes.is_kept(A)
     found = runtimes.find(A)
-    assert told(found)[:3] == ("/k8s_web_shop-1", "quay.io/shop/web:3", IMAGE)
+    assert told(found) == ("/k8s_web_shop-1", "quay.io/shop/web:3", IMAGE, "podman", 5)
     assert runtimes.is_kept(A)
 
 
@@ -241,18 +249,25 @@ def test_nonsense_on_disk(tmp_path: Path, content: str) -> None:
 
 
 def test_files_that_would_block_or_lead_elsewhere(tmp_path: Path) -> None:
-    folder = tmp_path / "run/user/1000/containers/overlay-containers" / A / "userdata"
-    folder.mkdir(parents=True)
-    os.mkfifo(folder / "config.json")
+    for container_id in (A, B):
+        state = {"bundle": f"/home/me/{container_id}"}
+        put(tmp_path / "run/user/1000/crun" / container_id / "status", state)
+        (tmp_path / "home/me" / container_id).mkdir(parents=True)
+        (tmp_path / "run/user/1000/containers/overlay-containers" / container_id / "userdata").mkdir(
+            parents=True
+        )
     put(tmp_path / "secret", {"annotations": {"nerdctl/name": "stolen"}})
-    other = tmp_path / "run/user/1000/containers/overlay-containers" / B / "userdata"
-    other.mkdir(parents=True)
-    (other / "config.json").symlink_to(tmp_path / "secret")
+    put(tmp_path / "number", "5")
+    os.mkfifo(tmp_path / "home/me" / A / "config.json")
+    (tmp_path / "home/me" / B / "config.json").symlink_to(tmp_path / "secret")
+    os.mkfifo(tmp_path / "run/user/1000/containers/overlay-containers" / A / "userdata/pidfile")
+    pidfile = tmp_path / "run/user/1000/containers/overlay-containers" / B / "userdata/pidfile"
+    pidfile.symlink_to(tmp_path / "number")
     runtimes = Runtimes(tmp_path)
     for container_id in (A, B):
         found = runtimes.find(container_id)
         assert found is not None
-        assert (found.facts.name, found.facts.oci_config) == ("", None)
+        assert (found.facts.name, found.facts.oci_config, found.facts.host_pid) == ("", None, 0)
 
 
 def test_documents_that_are_too_long(tmp_path: Path) -> None:
@@ -280,7 +295,8 @@ class Watch:
 
 async def test_the_disk_as_a_witness(tmp_path: Path) -> None:
     storage = tmp_path / "var/lib/containers/storage/overlay-containers/containers.json"
-    bundle(tmp_path / "run/containers/storage/overlay-containers" / A / "userdata")
+    bundle(tmp_path / "var/lib/containers/storage/overlay-containers" / A / "userdata")
+    put(tmp_path / "run/containers/storage/overlay-containers" / A / "userdata/pidfile", "42")
     put(storage, [STORED])
     table = ContainerTable()
     watch = Watch(table)
@@ -302,6 +318,91 @@ async def test_the_disk_as_a_witness(tmp_path: Path) -> None:
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
+
+
+@asynccontextmanager
+async def witnessed(root: Path, **options: Any) -> AsyncIterator[tuple[ContainerTable, Watch]]:
+    table = ContainerTable()
+    watch = Watch(table)
+    task = asyncio.create_task(DiskSource(table, Runtimes(root), interval=0.01, **options).run())
+    await asyncio.sleep(0)
+    try:
+        yield table, watch
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def test_the_pid_is_written_after_the_first_process_is_there(tmp_path: Path) -> None:
+    """As runc's shims do: news of the container wait for it, but not for long."""
+    tasks = tmp_path / "run/containerd/io.containerd.runtime.v2.task/k8s.io"
+    bundle(tasks / A, CRI)
+    bundle(tasks / B, CRI)
+    async with witnessed(tmp_path) as (table, watch):
+        table.seen(A, 1)
+        assert watch.told == []
+        put(tasks / A / "init.pid", "42")
+        await watch.until_kinds(CREATED, RUNNING)
+        assert watch.told[1].container.host_pid == 42
+        watch.told.clear()
+        table.seen(B, 1)
+        await watch.until_kinds(CREATED, RUNNING)
+        assert watch.told[1].container.host_pid == 0
+        put(tasks / B / "init.pid", "43")
+        known = asyncio.Event()
+        table.on_change.append(lambda container: known.set() if container.host_pid == 43 else None)
+        async with asyncio.timeout(20):
+            await known.wait()
+        assert len(watch.told) == 2
+
+
+async def test_rootless_podman_from_its_first_process_on(tmp_path: Path) -> None:
+    """What leads to the user's home is written last."""
+    storage = f"home/me/.local/share/containers/storage/overlay-containers/{A}/userdata"
+    run = tmp_path / "run/user/1000"
+    bundle(tmp_path / storage, {"nerdctl/name": "mine"})
+    userdata = run / "containers/overlay-containers" / A / "userdata"
+    userdata.mkdir(parents=True)
+    async with witnessed(tmp_path) as (table, watch):
+        table.seen(A, 1)
+        assert watch.told == []
+        put(run / "runc" / A / "state.json", {"config": {"labels": [f"bundle=/{storage}"]}})
+        put(userdata / "pidfile", "42")
+        await watch.until_kinds(CREATED, RUNNING)
+        assert watch.told[0].container.name == "/mine"
+        assert watch.told[1].container.host_pid == 42
+
+
+async def test_a_pid_of_an_earlier_run(tmp_path: Path) -> None:
+    """Podman leaves it when the container has ended, and it is another process's by now, or nobody's."""
+    tasks = tmp_path / "run/containerd/io.containerd.runtime.v2.task/k8s.io"
+    bundle(tasks / A, CRI, 41)
+    async with witnessed(tmp_path, is_in=lambda pid, container: (pid, container) == (42, A)) as (
+        table,
+        watch,
+    ):
+        table.seen(A, 1)
+        assert watch.told == []
+        put(tasks / A / "init.pid", "42")
+        await watch.until_kinds(CREATED, RUNNING)
+        assert watch.told[1].container.host_pid == 42
+
+
+@pytest.mark.parametrize("kind", ["containers", "sandboxes"])
+async def test_containerd_keeps_what_a_kubelet_has_not_removed(tmp_path: Path, kind: str) -> None:
+    state = tmp_path / "run/containerd"
+    bundle(state / "io.containerd.runtime.v2.task/k8s.io" / A, CRI, 42)
+    kept = state / "io.containerd.grpc.v1.cri" / kind / A
+    kept.mkdir(parents=True)
+    async with witnessed(tmp_path) as (table, watch):
+        table.seen(A, 1)
+        await watch.until_kinds(CREATED, RUNNING)
+        table.removed(A, 2)
+        await watch.until_kinds(CREATED, RUNNING, EXITED)
+        assert table.kept_on_disk() == [A]
+        kept.rmdir()
+        await watch.until_kinds(CREATED, RUNNING, EXITED, DESTROYED)
 
 
 async def test_cgroups_of_runtimes_run_by_hand(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ class ContainerFamily:
         self._filters: dict[int, tuple[Output, ContainerMatcher, bytearray]] = {}
         self._cgroup_ids: dict[int, str | None] = {}
         self._runtimes = Runtimes(Path(sensor.config.host_root))
-        self._disk = DiskSource(self.table, self._runtimes, on_cgroups=self._on_cgroups)
+        self._disk = DiskSource(self.table, self._runtimes, on_cgroups=self._on_cgroups, is_in=self._is_in)
         self._opened = False
         self._unified = self._find_unified()
         self._only_unified = self._unified == str(Path(sensor.config.host_root, _UNIFIED[0]))
@@ -213,6 +213,13 @@ class ContainerFamily:
         owner = owner_from_proc_cgroup(text)
         paths = {line.split(":", 2)[-1] for line in text.splitlines()} - {"/"} if owner is None else ()
         return owner or next((found for path in paths if (found := self._disk.owner(path))), None)
+
+    def _is_in(self, pid: int, container_id: str) -> bool:
+        """Whether a process is of the container's current run."""
+        process, member = self._processes.find(pid), self._members.get(container_id)
+        if process is None or member is None or not process.alive:
+            return self.table.has_ended(container_id, pid)
+        return process.container == member.number
 
     def _on_cgroups(self, _owner: CgroupOwner, _paths: tuple[str, ...]) -> None:
         """These cgroups turned out to be a container's; who is in them?"""

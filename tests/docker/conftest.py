@@ -1,15 +1,19 @@
-"""A Docker engine for the session, and for tests that stop it one of their own."""
+"""Container engines for the session, and for tests that stop them one of their own."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
+from .containerd import Containerd
 from .engine import Dockerd, UnavailableError
+from .podman import Podman
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+Engine = TypeVar("Engine", Dockerd, Containerd, Podman)
 
 
 @pytest.fixture(scope="session")
@@ -27,11 +31,29 @@ def own_dockerd(
     yield from _engine(Dockerd(tmp_path_factory.mktemp("dockerd"), live_restore))
 
 
-def _engine(engine: Dockerd) -> Iterator[Dockerd]:
+@pytest.fixture(scope="session")
+def containerd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]:
+    """A containerd that every test may use but not stop."""
+    yield from _engine(Containerd(tmp_path_factory.mktemp("containerd")))
+
+
+@pytest.fixture
+def own_containerd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]:
+    """A containerd that the test may stop."""
+    yield from _engine(Containerd(tmp_path_factory.mktemp("containerd")))
+
+
+@pytest.fixture(scope="session")
+def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
+    """A Podman that every test may use; it ends with nothing left behind."""
+    yield from _engine(Podman(tmp_path_factory.mktemp("podman")))
+
+
+def _engine(engine: Engine) -> Iterator[Engine]:
     try:
         engine.__enter__()
     except UnavailableError as error:
-        pytest.skip(f"no Docker engine: {error}")
+        pytest.skip(f"no engine: {error}")
     try:
         yield engine
     finally:

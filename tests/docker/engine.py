@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.client
 import io
 import json
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 IMAGE = "ringside/box:1.0"
-APPLETS = ("sh", "ls", "sleep", "true", "false", "cat", "echo", "kill", "nc")
+APPLETS = ("sh", "ls", "sleep", "true", "false", "cat", "echo", "kill", "nc", "test")
 
 
 class UnavailableError(Exception):
@@ -49,6 +50,63 @@ def wait_until(done: Callable[[], bool], what: str, within: float = 60) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(what)
         time.sleep(0.01)
+
+
+def processes_of(place: Path, ids: set[str]) -> list[int]:
+    """Processes with an argument below `place`, and those in these containers' cgroups."""
+    found = []
+    for each in Path("/proc").iterdir():
+        if each.name.isdigit() and int(each.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                arguments = (each / "cmdline").read_bytes().split(b"\0")
+                owner = owner_from_proc_cgroup((each / "cgroup").read_text())
+                ours = any(argument.startswith(os.fsencode(place)) for argument in arguments[1:])
+                if ours or (owner is not None and owner.id in ids):
+                    found.append(int(each.name))
+    return found
+
+
+def mounts_below(folder: Path) -> list[str]:
+    """Mounts below a folder, in the order in which they were made."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    points = [line.split()[4] for line in lines]
+    return [point for point in points if point.startswith(f"{folder}/")]
+
+
+def busybox_files() -> bytes:
+    """A tar archive of busybox alone."""
+    busybox = shutil.which("busybox")
+    if busybox is None:
+        raise UnavailableError("no busybox: install Debian's busybox-static")
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        tar.add(Path(busybox).resolve(), "bin/busybox")
+        for applet in APPLETS:
+            link = tarfile.TarInfo(f"bin/{applet}")
+            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+            tar.addfile(link)
+    return packed.getvalue()
+
+
+def image_archive(name: str, *command: str) -> bytes:
+    """An image of busybox alone that runs this command, in the form of `docker save`."""
+    layer = busybox_files()
+    config = {
+        "architecture": {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine],
+        "os": "linux",
+        "config": {"Cmd": command, "Env": ["PATH=/bin"]},
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
+    }
+    manifest = [{"Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"]}]
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        files = {"layer.tar": layer, "config.json": config, "manifest.json": manifest}
+        for file, content in files.items():
+            raw = content if isinstance(content, bytes) else json.dumps(content).encode()
+            entry = tarfile.TarInfo(file)
+            entry.size = len(raw)
+            tar.addfile(entry, io.BytesIO(raw))
+    return packed.getvalue()
 
 
 @dataclass
@@ -161,22 +219,11 @@ class Dockerd:
         """Processes that this engine left: containerd, shims and what runs in containers."""
         with contextlib.suppress(OSError):
             self._ids.update(os.listdir(self.folder / "data/containers"))
-        found = []
-        for each in Path("/proc").iterdir():
-            if each.name.isdigit() and int(each.name) != os.getpid():
-                with contextlib.suppress(OSError):
-                    arguments = (each / "cmdline").read_bytes().split(b"\0")
-                    owner = owner_from_proc_cgroup((each / "cgroup").read_text())
-                    ours = any(argument.startswith(os.fsencode(self.exec_root)) for argument in arguments[1:])
-                    if ours or (owner is not None and owner.id in self._ids):
-                        found.append(int(each.name))
-        return found
+        return processes_of(self.exec_root, self._ids)
 
     def mounts(self) -> list[str]:
         """Mounts below the engine's folder, in the order in which they were made."""
-        lines = Path("/proc/self/mountinfo").read_text().splitlines()
-        points = [line.split()[4] for line in lines]
-        return [point for point in points if point.startswith(f"{self.folder}/")]
+        return mounts_below(self.folder)
 
     # The API
 
@@ -199,19 +246,9 @@ class Dockerd:
 
     def import_image(self) -> None:
         """An image of busybox alone."""
-        busybox = shutil.which("busybox")
-        if busybox is None:
-            raise UnavailableError("no busybox: install Debian's busybox-static")
-        packed = io.BytesIO()
-        with tarfile.open(fileobj=packed, mode="w") as tar:
-            tar.add(Path(busybox).resolve(), "bin/busybox")
-            for applet in APPLETS:
-                link = tarfile.TarInfo(f"bin/{applet}")
-                link.type, link.linkname = tarfile.SYMTYPE, "busybox"
-                tar.addfile(link)
         name, _, tag = IMAGE.partition(":")
         path = f"/images/create?fromSrc=-&repo={quote(name, safe='')}&tag={tag}"
-        self.api("POST", path, packed.getvalue(), parse=False)
+        self.api("POST", path, busybox_files(), parse=False)
 
     def image_id(self) -> str:
         return str(self.api("GET", f"/images/{IMAGE}/json")["Id"]).removeprefix("sha256:")

@@ -6,47 +6,26 @@ Not named test_*.py, for it belongs inside a guest: test_containers.py hands it 
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
 from ringside.api.v0 import ProcessEventType
 from ringside.client import connect, events, files, kernel, processes, syscalls
 
 from tests.docker.engine import Dockerd, wait_until
 from tests.docker.test_stream import test_a_whole_life_event_by_event, test_exec_and_kill
 
-ENGINE = Path(__file__).with_name("docker.sh")
 TOP = Path(__file__).parents[2]
 SOCKET = Path("/run/ringside/sensor.sock")
-SECURITY = Path("/sys/kernel/security")
 # Docker before 23 knows no CAP_PERFMON and no CAP_BPF, and Debian's kernel.perf_event_paranoid is 3
 LEAST = ("SYS_ADMIN", "SYS_PTRACE", "DAC_READ_SEARCH")
 PROFILE = "docker-default (enforce)"
 PATIENCE = 120.0
 
 __all__ = ["test_a_whole_life_event_by_event", "test_exec_and_kill"]
-
-
-@pytest.fixture(scope="session")
-def dockerd(tmp_path_factory: pytest.TempPathFactory) -> Dockerd:
-    """The guest's engine, which ends with the guest; its files where a test's own engine has them."""
-    subprocess.run(["mount", "-t", "securityfs", "securityfs", str(SECURITY)], check=True)
-    subprocess.run(["sh", str(ENGINE)], check=True)
-    folder = tmp_path_factory.mktemp("dockerd")
-    for name, place in (
-        ("docker.sock", "/run/docker.sock"),
-        ("data", "/var/lib/docker"),
-        ("exec", "/run/docker"),
-    ):
-        (folder / name).symlink_to(place)
-    engine = Dockerd(folder)
-    engine.import_image()
-    return engine
 
 
 def test_these_are_unified_cgroups() -> None:
@@ -104,11 +83,15 @@ def sensing(dockerd: Dockerd, tracing: str, *, confined: bool = True) -> Iterato
         assert not SOCKET.exists()
 
 
-async def seen(dockerd: Dockerd, *more: Iterable[Any]) -> tuple[list[str], list[str]]:
-    """A container reads a file, makes a call, removes a file and exits with 3: what a sensor tells of it.
+# Reads a file, makes a call, removes a file and exits with 3.
+SCRIPT = "/bin/cat /bin/ls /bin/ls; : >/x; /bin/busybox rm /x; exit 3"
 
-    And what that says it can't serve.
-    """
+
+async def told_of(
+    name: str, run: Callable[[], Awaitable[str]], *more: Iterable[Any]
+) -> tuple[list[str], list[str], str]:
+    """What a sensor tells of a container of this name that is to run SCRIPT, what that says it can't serve,
+    and the container's id."""
     wanted = events(processes("exec", "exit"), files("/bin/ls"), syscalls("getppid"), *more)
     told: list[str] = []
     async with (
@@ -116,16 +99,10 @@ async def seen(dockerd: Dockerd, *more: Iterable[Any]) -> tuple[list[str], list[
         asyncio.timeout(PATIENCE),
         sensor.events(wanted) as stream,
     ):
-        script = "/bin/cat /bin/ls /bin/ls; : >/x; /bin/busybox rm /x; exit 3"
-        task = asyncio.create_task(asyncio.to_thread(dockerd.run, "sh", "-c", script, name="seen"))
+        task = asyncio.ensure_future(run())
         async for one in stream:
             event = one.event
-            print(
-                "DBG",
-                event and (event.container_name, event.process_pid, event.process, event.file, event.syscall),
-                flush=True,
-            )
-            if event is None or event.container_name != "/seen":
+            if event is None or event.container_name != name:
                 continue
             process = event.process
             if process is not None and process.type == ProcessEventType.EXEC:
@@ -140,7 +117,15 @@ async def seen(dockerd: Dockerd, *more: Iterable[Any]) -> tuple[list[str], list[
                 told.append("exit 3")
                 break
         notes = [status.message for status in stream.statuses if status.code]
-    await asyncio.to_thread(dockerd.remove, await task)
+    return told, notes, await task
+
+
+async def seen(dockerd: Dockerd, *more: Iterable[Any]) -> tuple[list[str], list[str]]:
+    """What a sensor tells of a container of Docker's, and what that says it can't serve."""
+    told, notes, one = await told_of(
+        "/seen", lambda: asyncio.to_thread(dockerd.run, "sh", "-c", SCRIPT, name="seen"), *more
+    )
+    await asyncio.to_thread(dockerd.remove, one)
     return told, notes
 
 

@@ -1,4 +1,7 @@
-"""Docker on cgroup v2 under AppArmor, in one emulated machine: containers.py says what is tried there."""
+"""Docker and a kubelet's containerd on cgroup v2 under AppArmor, in one emulated machine.
+
+containers.py and pods.py say what is tried there.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,13 @@ import pytest
 
 from . import kernels, machine, run
 
-INSIDE = "tests/vm/containers.py"
+INSIDE = ("tests/vm/containers.py", "tests/vm/pods.py")
 KERNEL = "6.12"
-TIMEOUT = 900.0  # two minutes on an idle machine
+TIMEOUT = 1200.0  # four minutes on an idle machine
 
 
-def test_docker_on_unified_cgroups(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """A container's whole life beside the sensor, `docker exec`, `docker kill`; the sensor as a container."""
+def test_engines_on_unified_cgroups(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A container's whole life beside the sensor, exec, kill; the sensor as a container, and as a pod."""
     try:
         machine.check()
         chosen = run.selected((KERNEL,))
@@ -31,7 +34,7 @@ def test_docker_on_unified_cgroups(tmp_path: Path, capfd: pytest.CaptureFixture[
         with capfd.disabled():
             print(f"\n{line}", end="", file=sys.stderr, flush=True)
 
-    (turn,) = run.run_all(chosen, run.guest_tests((INSIDE,), TIMEOUT), tmp_path, told)
+    (turn,) = run.run_all(chosen, run.guest_tests(INSIDE, TIMEOUT), tmp_path, told)
     if failures := turn.failures:
         pytest.fail("\n\n".join(failures), pytrace=False)
-    assert len(turn.results) >= 6
+    assert len(turn.results) >= 10

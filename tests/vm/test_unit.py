@@ -1,7 +1,11 @@
-"""The systemd unit, in one emulated machine that systemd runs: unit.py says what is tried there."""
+"""The systemd unit and containers in systemd's cgroups, in one emulated machine that systemd runs.
+
+unit.py and slices.py say what is tried there.
+"""
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,15 +13,18 @@ import pytest
 
 from . import kernels, machine, run
 
-INSIDE = "tests/vm/unit.py"
+INSIDE = ("tests/vm/unit.py", "tests/vm/slices.py")
 KERNEL = "6.12"
-TIMEOUT = 900.0  # a minute and a half on an idle machine
+TIMEOUT = 900.0  # three minutes on an idle machine
 
 
 def test_the_unit(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """It starts, serves with no more privileges than it says, and stops."""
+    """It starts, serves with no more privileges than it says, and stops. Containers in slices are found."""
     if not Path(machine.SYSTEMD).exists():
         pytest.skip("this machine has no systemd")
+    for program in ("containerd", "podman"):
+        if shutil.which(program) is None:
+            pytest.skip(f"no {program}: install Debian's docker.io and podman")
     try:
         machine.check()
         chosen = run.selected((KERNEL,))
@@ -28,7 +35,7 @@ def test_the_unit(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         with capfd.disabled():
             print(f"\n{line}", end="", file=sys.stderr, flush=True)
 
-    (turn,) = run.run_all(chosen, run.guest_tests((INSIDE,), TIMEOUT, systemd=True), tmp_path, told)
+    (turn,) = run.run_all(chosen, run.guest_tests(INSIDE, TIMEOUT, systemd=True), tmp_path, told)
     if failures := turn.failures:
         pytest.fail("\n\n".join(failures), pytrace=False)
-    assert len(turn.results) == 4
+    assert len(turn.results) == 9
