@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import secrets
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from common import LOAD_CPU, counting_client, cpu_time, load_program, machine, pinned, sensor, settle
@@ -46,10 +47,16 @@ def container(name: str) -> Iterator[tuple[Path, str]]:
 class Load:
     """The load program, told to begin: the cgroup it is moved to has it before its first call."""
 
-    def __init__(self, seconds: float, rate: float, cgroup: Path | None = None) -> None:
-        wait = f"read -r _; exec {load_program()} syscalls {seconds} {rate}"
+    def __init__(
+        self, seconds: float, rate: float, cgroup: Path | None = None, what: str = "syscalls", **env: str
+    ) -> None:
+        wait = f"read -r _; exec {load_program()} {what} {seconds} {rate}"
         self.process = subprocess.Popen(
-            pinned(LOAD_CPU, "sh", "-c", wait), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            pinned(LOAD_CPU, "sh", "-c", wait),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **env},
         )
         if cgroup is not None:
             (cgroup / "cgroup.procs").write_text(str(self.process.pid))
@@ -118,6 +125,22 @@ def attribution(seconds: float, inside: bool) -> float:
             return (cpu_time(pid) - used) / max(1, events) * 1e6
 
 
+def switch(seconds: float, *options: str) -> float:
+    """How long a switch takes from a container's task to one outside it and back, half of it, in µs.
+
+    `options`: of a sensor, whose client wants the container's calls; without, there is none.
+    """
+    with container("bench") as (cgroup, root), ExitStack() as running:
+        outside = str(cgroup.parent.parent / "cgroup.procs")
+        load = Load(seconds, 0, cgroup, "turns", LOAD_CGROUP=outside)
+        if options:
+            _, address = running.enter_context(sensor("--host-root", root, "--engine", "none", *options))
+            running.enter_context(counting_client(address, "syscall:getppid", f"container_id={cgroup.name}"))
+            time.sleep(0.3)
+        load.begin()
+        return 1e6 / load.end()[1] / 2
+
+
 WAYS: tuple[tuple[str, tuple[str, ...], str, float], ...] = (
     ("everything", (), "", 0),
     ("by id, decided in C", ("--scope", "system"), "container_id={id}", 0),
@@ -159,6 +182,18 @@ def main() -> None:
     host, inside = (sorted(column)[len(column) // 2] for column in zip(*costs, strict=True))
     print(f"the sensor's CPU for each event: of the host {host:.3f} µs, of a container {inside:.3f} µs")
     print(f"of a container / of the host: {inside / host:.2f}   (its events are 240 bytes longer)")
+    turns = {
+        "no sensor": [switch(options.seconds / 3) for _ in range(options.rounds)],
+        "a container's calls decided in C": [
+            switch(options.seconds / 3, "--scope", "system") for _ in range(options.rounds)
+        ],
+        "limited in the kernel": [
+            switch(options.seconds / 3, "--scope", "cgroup") for _ in range(options.rounds)
+        ],
+    }
+    print("a switch between a container's task and another's, on one CPU:")
+    for label, took in turns.items():
+        print(f"{label:34} {sorted(took)[len(took) // 2]:5.2f} µs")
     raise SystemExit(wrong)
 
 

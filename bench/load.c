@@ -58,18 +58,43 @@ static void one_connect(void)
     close(fd);
 }
 
+/* A turn is two switches between tasks; the other is in the cgroup that $LOAD_CGROUP names. */
+static void one_turn(void)
+{
+    static int there[2], back[2];
+    char byte = 0;
+    if (!there[1]) {
+        if (pipe(there) || pipe(back))
+            _exit(1);
+        if (!fork()) {
+            int cgroup = open(getenv("LOAD_CGROUP"), O_WRONLY);
+            if (cgroup < 0 || write(cgroup, "0", 1) != 1)
+                _exit(1);
+            close(there[1]);
+            close(back[0]);
+            while (read(there[0], &byte, 1) == 1 && write(back[1], &byte, 1) == 1)
+                ;
+            _exit(0);
+        }
+        close(there[0]);
+        close(back[1]);
+    }
+    if (write(there[1], &byte, 1) != 1 || read(back[0], &byte, 1) != 1)
+        _exit(1);
+}
+
 int main(int argc, char **argv)
 {
     static const struct {
         const char *name;
         void (*one)(void);
-    } loads[] = {{"syscalls", one_syscall}, {"execs", one_exec}, {"opens", one_open}, {"seeks", one_seek}, {"connects", one_connect}};
+    } loads[] = {{"syscalls", one_syscall}, {"execs", one_exec}, {"opens", one_open}, {"seeks", one_seek}, {"connects", one_connect}, {"turns", one_turn}};
     void (*one)(void) = NULL;
     for (size_t i = 0; argc == 4 && i < sizeof loads / sizeof *loads; i++)
         if (!strcmp(argv[1], loads[i].name))
             one = loads[i].one;
     if (!one) {
-        fprintf(stderr, "usage: load syscalls|execs|opens|connects SECONDS RATE\n");
+        fprintf(stderr, "usage: load syscalls|execs|opens|seeks|connects|turns SECONDS RATE\n");
         return 2;
     }
     double seconds = atof(argv[2]), rate = atof(argv[3]), start = now(), end = start + seconds, t = start;
