@@ -332,7 +332,8 @@ def watch(
             what,
             where=where,
             arguments=dict(arguments),
-            container=containers,
+            # asked for by id alone, others' events need not be made
+            container=[name for name in containers if not words.is_id(name)],
             container_id=[name for name in containers if words.may_be_id(name)],
             image=images,
             limit=limit,

@@ -167,3 +167,8 @@ def symbols(of: Subscription) -> list[str]:
 def may_be_id(name: str) -> bool:
     """True for what may as well be a container's id as its name: twelve hexadecimal digits or more."""
     return 12 <= len(name) <= 64 and all(char in "0123456789abcdef" for char in name)
+
+
+def is_id(name: str) -> bool:
+    """True for what is a container's whole id, and surely no name."""
+    return len(name) == 64 and may_be_id(name)

@@ -172,6 +172,19 @@ async def test_watch_by_a_service(tmp_path: Path) -> None:
     assert re.fullmatch(r"4 events in \d+\.\d s, [\d.,]+ a second, none lost\n", ended.err)
 
 
+@pytest.mark.parametrize(
+    ("word", "container", "container_id"),
+    [("web*", "web*", ()), ("c0ffee123456", "c0ffee123456", "c0ffee123456"), ("c0" * 32, (), "c0" * 32)],
+)
+async def test_watch_a_container(tmp_path: Path, word: str, container: str, container_id: str) -> None:
+    """A name, what may be either, and a whole id, which is no name."""
+    played = Played(LIVE, SOME)
+    async with serving(tmp_path / "s", played) as address:
+        assert (await watch(address, "syscall:openat", "--container", word)).status == 0
+    wanted = builders.events(builders.syscalls("openat"), container=container, container_id=container_id)
+    assert played.subscriptions == [wanted]
+
+
 async def test_watch_in_json(tmp_path: Path) -> None:
     async with serving(tmp_path / "s", Played(LIVE, SOME)) as address:
         ended = await watch(address, "syscall:openat:both", "--json")
