@@ -520,18 +520,22 @@ class Rings:
         """One more event needs this lane; open its rings if it is the first."""
         # those that the drain has yet to empty are still there
         missing = [cpu for cpu in self.cpus if (cpu, lane) not in self._rings]
-        size = self._sizes[lane]
+        size, spared = self._sizes[lane], False
         while True:
             try:
                 for cpu in missing:
                     self._open(cpu, lane)
-                break
+                if spared or self._sizes[lane] in (size, _SMALLEST):
+                    break
+                spared = True  # half of what could be locked is for the other lanes
+                for cpu in missing:
+                    self._close(cpu, lane)
             except BaseException as error:
                 for cpu in missing:
                     self._close(cpu, lane)
                 if not isinstance(error, NoRoomError) or self._sizes[lane] <= _SMALLEST:
                     raise
-                self._sizes[lane] //= 2
+            self._sizes[lane] //= 2
         if self._sizes[lane] < size:
             log.warning(
                 "%s rings of %d KiB instead of %d, since no more memory may be locked: %s",

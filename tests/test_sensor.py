@@ -15,6 +15,7 @@ from ringside.api.v0 import (
     SyscallEventFilter,
     TickerEventFilter,
 )
+from ringside.sensor._perf import lib
 from ringside.sensor.engine import clock
 from ringside.sensor.errors import KernelError, SetupError
 from ringside.sensor.sensor import Sensor
@@ -265,6 +266,35 @@ async def test_rings_that_there_is_less_memory_for(
     assert opened == [(0, 64), (1, 64), (0, 128), (0, 64), (1, 64)]
     assert "bulk rings of 256 KiB instead of 8192" in caplog.text
     assert not any(kernel.is_open(fd) for fd in kernel.perfs)
+
+
+async def test_rings_leave_memory_for_those_of_the_other_lanes(kernel: FakeKernel) -> None:
+    """Of 3 MiB, lifecycle records' take not what they can get, so that system calls' have some."""
+    taken: dict[int, int] = {}
+    open_ring, close_ring = FakeKernel.rs_ring_open, lib.rs_ring_close
+
+    def opens(self: FakeKernel, engine: Any, fd: int, cpu: int, pages: int) -> int:
+        if sum(taken.values()) + pages * 4096 > 3 << 20:
+            return -errno.EPERM
+        ring = open_ring(self, engine, fd, cpu, pages)
+        taken[ring] = pages * 4096
+        return ring
+
+    def closes(_: FakeKernel, engine: Any, ring: int) -> None:
+        taken.pop(ring, None)
+        close_ring(engine, ring)
+
+    with (
+        mock.patch.object(FakeKernel, "rs_ring_open", opens),
+        mock.patch.object(FakeKernel, "rs_ring_close", closes, create=True),
+    ):
+        async with (
+            kernel.sensor(ring_size=8 << 20, lifecycle_ring_size=8 << 20) as sensor,
+            reading(sensor, syscall_events=[SyscallEventFilter(type=ENTER)]) as reader,
+        ):
+            assert sorted(taken.values()) == [512 << 10] * 4
+            kernel.enter(3)
+            assert (await reader.take(1))[0].syscall.id == 3
 
 
 async def test_an_error_while_a_kernel_event_is_opened_leaves_nothing_behind(kernel: FakeKernel) -> None:
