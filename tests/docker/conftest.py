@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 
 from .containerd import Containerd
-from .engine import Dockerd, UnavailableError
+from .engine import Dockerd, Engine, UnavailableError
 from .podman import Podman
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-Engine = TypeVar("Engine", Dockerd, Containerd, Podman)
+AnyEngine = TypeVar("AnyEngine", bound=Engine)
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +28,7 @@ def own_dockerd(
 ) -> Iterator[Dockerd]:
     """An engine that the test may stop; the parameter says whether containers then live on."""
     live_restore = bool(getattr(request, "param", False))
-    yield from _engine(Dockerd(tmp_path_factory.mktemp("dockerd"), live_restore))
+    yield from _engine(Dockerd(tmp_path_factory.mktemp("dockerd"), live_restore=live_restore))
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +49,7 @@ def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
     yield from _engine(Podman(tmp_path_factory.mktemp("podman")))
 
 
-def _engine(engine: Engine) -> Iterator[Engine]:
+def _engine(engine: AnyEngine) -> Iterator[AnyEngine]:
     try:
         engine.__enter__()
     except UnavailableError as error:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import shutil
-import signal
 import subprocess
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from grpclib.exceptions import GRPCError
 
 from . import cri
-from .engine import UnavailableError, image_archive, mounts_below, processes_of, wait_until
+from .engine import Engine, UnavailableError, image_archive, wait_until
 
 # With a registry's name: containerd takes names as they are.
 IMAGE = "ringside.test/box:1.0"
@@ -53,19 +51,16 @@ class Pod:
 
 
 @dataclass
-class Containerd:
-    """One containerd. start() and stop() may be called again and again; close() removes all it left.
+class Containerd(Engine):
+    """One containerd. start() and stop() may be called again and again; containers live on.
 
     `systemd`: has systemd make the cgroups.
     """
 
-    folder: Path
     pause: str = PAUSE
     systemd: bool = False
-    process: subprocess.Popen[bytes] | None = None
-    pods: dict[str, Pod] = field(default_factory=dict)
-    _ids: set[str] = field(default_factory=set)
-    _before: set[Path] = field(default_factory=set)
+    pods: dict[str, Pod] = field(default_factory=dict, init=False)
+    _before: set[Path] = field(default_factory=set, init=False)
 
     @property
     def socket(self) -> Path:
@@ -80,23 +75,14 @@ class Containerd:
     def runtime(self) -> cri.Runtime:
         return cri.Runtime(self.socket)
 
-    def __enter__(self) -> Self:
+    def open(self) -> None:
+        """With images."""
         self._before = _pod_cgroups()
-        try:
-            self.start()
-            self.import_images()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        self.start()
+        self.import_images()
 
     def start(self) -> None:
         """Start it and wait until it answers."""
-        if os.geteuid() != 0:
-            raise UnavailableError("needs root")
         if shutil.which("containerd") is None:
             raise UnavailableError("no containerd: install Debian's docker.io")
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -104,20 +90,11 @@ class Containerd:
         config.write_text(
             CONFIG.format(folder=self.folder, pause=self.pause, systemd=str(self.systemd).lower())
         )
-        with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(
-                ["containerd", "--config", str(config)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        self.spawn("containerd", "--config", str(config))
         wait_until(self._answers, "containerd to answer")
 
     def _answers(self) -> bool:
-        if self.process is not None and self.process.poll() is not None:
-            lines = (self.folder / "log").read_text(errors="replace").splitlines()
-            raise UnavailableError("containerd ended: " + " | ".join(lines[-3:])[-600:])
+        self.check_alive()
         with contextlib.suppress(GRPCError, OSError):
             asyncio.run(self.image_id())
             return True
@@ -133,26 +110,13 @@ class Containerd:
             archive.write_bytes(image_archive(name, *command))
             subprocess.run([*self._ctr(), "images", "import", str(archive)], check=True, capture_output=True)
 
-    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
-        """End it, gently or not; containers live on."""
-        if self.process is not None:
-            self.process.send_signal(how)
-            self.process.wait(60)
-            self.process = None
-
     def close(self) -> None:
-        """Remove every pod, process, mount and folder."""
+        """Remove all it left."""
         if self.process is not None:
             with contextlib.suppress(GRPCError, OSError):
                 asyncio.run(self._remove_pods())
             self.stop()
-        for pid in self.processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not self.processes(), "containerd's processes to end")
-        for mount in reversed(self.mounts()):
-            subprocess.run(["umount", "--lazy", mount], check=False, capture_output=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.clear()
         for container_id in self._ids:  # runc's, of those that were killed above
             shutil.rmtree(f"/run/containerd/runc/k8s.io/{container_id}", ignore_errors=True)
         for cgroup in self.cgroups():
@@ -164,13 +128,6 @@ class Containerd:
     async def _remove_pods(self) -> None:
         for pod in list(self.pods.values()):
             await self.end(pod)
-
-    def processes(self) -> list[int]:
-        """Processes that it left: shims and what runs in containers."""
-        return processes_of(self.folder, self._ids)
-
-    def mounts(self) -> list[str]:
-        return mounts_below(self.folder)
 
     def cgroups(self) -> list[Path]:
         """Cgroups of pods that were not there before, the inner first; a kubelet would remove them."""

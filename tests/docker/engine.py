@@ -66,13 +66,6 @@ def processes_of(place: Path, ids: set[str]) -> list[int]:
     return found
 
 
-def mounts_below(folder: Path) -> list[str]:
-    """Mounts below a folder, in the order in which they were made."""
-    lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    points = [line.split()[4] for line in lines]
-    return [point for point in points if point.startswith(f"{folder}/")]
-
-
 def busybox_files() -> bytes:
     """A tar archive of busybox alone."""
     busybox = shutil.which("busybox")
@@ -110,14 +103,92 @@ def image_archive(name: str, *command: str) -> bytes:
 
 
 @dataclass
-class Dockerd:
-    """One engine. start() and stop() may be called again and again; close() removes all it left."""
+class Engine:
+    """Runs containers, all in one folder; close() removes all it left."""
 
     folder: Path
+    process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    _ids: set[str] = field(default_factory=set, init=False)  # of its containers, as far as they are known
+
+    def open(self) -> None:
+        """Get it to run; UnavailableError if that can't be."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Remove every container, process, mount, cgroup and folder of it."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        if os.geteuid() != 0:
+            raise UnavailableError("needs root")
+        try:
+            self.open()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def spawn(self, *command: str, **environment: str) -> None:
+        """Start its process."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={**os.environ, **environment},
+            )
+
+    def check_alive(self) -> None:
+        """UnavailableError, with its last words, if its process has ended."""
+        if self.process is not None and self.process.poll() is not None:
+            lines = (self.folder / "log").read_text(errors="replace").splitlines()
+            raise UnavailableError("it ended: " + " | ".join(lines[-3:])[-600:])
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """End its process, gently or not, and wait until it is gone."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.send_signal(how)
+            self.process.wait(60)
+            self.process = None
+
+    def clear(self) -> None:
+        """End what it left, take its mounts and its folder away."""
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not self.processes(), "the engine's processes to end")
+        for mount in reversed(self.mounts()):
+            subprocess.run(["umount", "--lazy", mount], check=False, capture_output=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def processes(self) -> list[int]:
+        """Processes that it left: its own, shims, and what runs in containers."""
+        return processes_of(self.folder, self._ids)
+
+    def cgroups(self) -> list[Path]:
+        """Cgroups that it left, the inner first."""
+        raise NotImplementedError
+
+    def mounts(self) -> list[str]:
+        """Mounts below its folder, in the order in which they were made."""
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+        points = [line.split()[4] for line in lines]
+        return [point for point in points if point.startswith(f"{self.folder}/")]
+
+
+@dataclass
+class Dockerd(Engine):
+    """One engine. start() and stop() may be called again and again."""
+
     live_restore: bool = False
-    process: subprocess.Popen[bytes] | None = None
-    _before: set[Path] = field(default_factory=set)
-    _ids: set[str] = field(default_factory=set)
+    _before: set[Path] = field(default_factory=set, init=False)
 
     @property
     def socket(self) -> Path:
@@ -132,29 +203,20 @@ class Dockerd:
         """Where its OCI bundles are, for ringside.sensor.runtimes."""
         return (("docker", f"{self.exec_root}/containerd/daemon/io.containerd.runtime.v2.task/*/{{id}}"),)
 
-    def __enter__(self) -> Self:
+    def open(self) -> None:
+        """With an image."""
         self._before = _docker_cgroups()
-        try:
-            self.start()
-            self.import_image()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        self.start()
+        self.import_image()
 
     def start(self) -> None:
         """Start the engine and wait until it answers."""
-        if os.geteuid() != 0:
-            raise UnavailableError("needs root")
         dockerd = shutil.which("dockerd", path=f"/usr/sbin:/usr/local/sbin:{os.environ.get('PATH', '')}")
         if dockerd is None:
             raise UnavailableError("no dockerd: install Debian's docker.io")
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "daemon.json").write_text("{}")
-        command = [
+        self.spawn(
             *(dockerd, "--config-file", str(self.folder / "daemon.json")),
             *("--data-root", str(self.folder / "data")),
             *("--exec-root", str(self.exec_root)),
@@ -163,47 +225,31 @@ class Dockerd:
             *("--bridge", "none", "--iptables=false", "--ip6tables=false"),
             *("--shutdown-timeout", "1"),
             *(["--live-restore"] if self.live_restore else []),
-        ]
-        with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
+        )
         wait_until(self._answers, "dockerd to answer")
 
     def _answers(self) -> bool:
-        if self.process is not None and self.process.poll() is not None:
-            lines = (self.folder / "log").read_text(errors="replace").splitlines()
-            raise UnavailableError("dockerd ended: " + " | ".join(lines[-3:])[-600:])
+        self.check_alive()
         with contextlib.suppress(OSError, http.client.HTTPException):
             return bool(self.api("GET", "/_ping", parse=False) == b"OK")
         return False
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         """End the engine, gently or not, and wait until it is gone."""
-        if self.process is not None:
-            self.process.send_signal(signal.SIGCONT)
-            self.process.send_signal(how)
-            self.process.wait(60)
-            self.process = None
+        super().stop(how)
         if how == signal.SIGKILL:
             # Its containerd dies with it, and where init is slow to bury it, the next one takes it for alive.
             (self.exec_root / "containerd/containerd.pid").unlink(missing_ok=True)
         self.socket.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Remove every container, process, mount and folder of this engine."""
+        """Remove all it left."""
         if self.process is not None:
             with contextlib.suppress(OSError, http.client.HTTPException, EngineSaysError):
                 for container in self.api("GET", "/containers/json?all=1"):
                     self.remove(container["Id"])
             self.stop()
-        for pid in self.processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not self.processes(), "the engine's processes to end")
-        for mount in reversed(self.mounts()):
-            subprocess.run(["umount", "--lazy", mount], check=False, capture_output=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.clear()
         for cgroup in self.cgroups():
             cgroup.rmdir()  # of containers that were killed above: nobody else removes them
         for cgroup in sorted(_docker_cgroups() - self._before, reverse=True):
@@ -220,10 +266,6 @@ class Dockerd:
         with contextlib.suppress(OSError):
             self._ids.update(os.listdir(self.folder / "data/containers"))
         return processes_of(self.exec_root, self._ids)
-
-    def mounts(self) -> list[str]:
-        """Mounts below the engine's folder, in the order in which they were made."""
-        return mounts_below(self.folder)
 
     # The API
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
 
-from .engine import UnavailableError, image_archive, mounts_below, processes_of, wait_until
+from .engine import Engine, UnavailableError, image_archive, wait_until
 
 # What it learned of layers, which is kept in one place for all folders.
 CACHE = Path("/var/lib/containers/cache")
@@ -28,18 +26,15 @@ events_logger = "file"
 
 
 @dataclass
-class Podman:
-    """Podman's containers and images in one folder; close() removes all it left.
+class Podman(Engine):
+    """Podman's containers and images; its process is the API's service, if that was started.
 
     `systemd`: has systemd make the cgroups.
     """
 
-    folder: Path
     systemd: bool = False
-    service: subprocess.Popen[bytes] | None = None
-    _ids: set[str] = field(default_factory=set)
-    _before: set[Path] = field(default_factory=set)
-    _had_cache: bool = True
+    _before: set[Path] = field(default_factory=set, init=False)
+    _had_cache: bool = field(default=True, init=False)
 
     @property
     def socket(self) -> Path:
@@ -55,27 +50,18 @@ class Podman:
         """What is /run/containers/storage otherwise."""
         return self.folder / "run"
 
-    def __enter__(self) -> Self:
-        if os.geteuid() != 0:
-            raise UnavailableError("needs root")
+    def open(self) -> None:
+        """With an image."""
         if shutil.which("podman") is None:
             raise UnavailableError("no podman: install Debian's podman")
         self._before = _pod_cgroups()
         self._had_cache = CACHE.exists()
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            config = CONFIG.format(manager="systemd" if self.systemd else "cgroupfs")
-            (self.folder / "containers.conf").write_text(config)
-            archive = self.folder / "image.tar"
-            archive.write_bytes(image_archive(IMAGE, "sh"))
-            self.podman("load", "--quiet", "--input", str(archive))
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        config = CONFIG.format(manager="systemd" if self.systemd else "cgroupfs")
+        (self.folder / "containers.conf").write_text(config)
+        archive = self.folder / "image.tar"
+        archive.write_bytes(image_archive(IMAGE, "sh"))
+        self.podman("load", "--quiet", "--input", str(archive))
 
     def _command(self, *words: str) -> list[str]:
         places = ("--root", self.root, "--runroot", self.run_root, "--tmpdir", self.folder / "tmp")
@@ -83,7 +69,7 @@ class Podman:
 
     @property
     def _environment(self) -> dict[str, str]:
-        return {**os.environ, "CONTAINERS_CONF": str(self.folder / "containers.conf")}
+        return {"CONTAINERS_CONF": str(self.folder / "containers.conf")}
 
     def podman(self, *words: str) -> str:
         """What a command prints; CalledProcessError if it fails."""
@@ -94,7 +80,7 @@ class Podman:
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
-            env=self._environment,
+            env={**os.environ, **self._environment},
         )
         if said.returncode:
             raise subprocess.CalledProcessError(said.returncode, command, said.stdout, said.stderr)
@@ -102,23 +88,13 @@ class Podman:
 
     def start_service(self) -> None:
         """Start the API's service and wait until it listens."""
-        with (self.folder / "log").open("ab") as log:
-            self.service = subprocess.Popen(
-                self._command("system", "service", "--time", "0", f"unix://{self.socket}"),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                env=self._environment,
-            )
+        command = self._command("system", "service", "--time", "0", f"unix://{self.socket}")
+        self.spawn(*command, **self._environment)
         wait_until(self.socket.exists, "Podman's service to listen")
 
     def stop_service(self) -> None:
         """End it; containers live on, for they are not its."""
-        if self.service is not None:
-            self.service.send_signal(signal.SIGTERM)
-            self.service.wait(60)
-            self.service = None
+        self.stop()
         self.socket.unlink(missing_ok=True)
 
     def create(self, name: str, *command: str, options: tuple[str, ...] = ()) -> str:
@@ -141,30 +117,17 @@ class Podman:
         self.podman("rm", "--force", "--time", "0", container_id)
 
     def close(self) -> None:
-        """Remove every container, process, mount and folder."""
+        """Remove all it left."""
         with contextlib.suppress(subprocess.CalledProcessError):
             self.podman("pod", "rm", "--all", "--force")
             self.podman("rm", "--all", "--force", "--time", "0")
         self.stop_service()
-        for pid in self.processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not self.processes(), "Podman's processes to end")
-        for mount in reversed(self.mounts()):
-            subprocess.run(["umount", "--lazy", mount], check=False, capture_output=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.clear()
         if not self._had_cache:
             shutil.rmtree(CACHE, ignore_errors=True)
         for cgroup in self.cgroups():
             with contextlib.suppress(OSError):
                 cgroup.rmdir()
-
-    def processes(self) -> list[int]:
-        """Processes that it left: conmons, the service and what runs in containers."""
-        return processes_of(self.folder, self._ids)
-
-    def mounts(self) -> list[str]:
-        return mounts_below(self.folder)
 
     def cgroups(self) -> list[Path]:
         """Cgroups that were not there before, the inner first."""

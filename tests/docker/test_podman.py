@@ -65,7 +65,7 @@ def root_of(engine: Podman, folder: Path) -> Path:
 async def sensing(engine: Podman, folder: Path) -> AsyncIterator[Sensor]:
     """A sensor that has the service's word, if it is served."""
     async with Sensor(Config(host_root=str(root_of(engine, folder)))) as sensor:
-        if engine.service is not None:
+        if engine.process is not None:
             table = sensor.container_family.table
             marker = await asyncio.to_thread(engine.create, "marker", "true")
 
