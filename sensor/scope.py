@@ -63,6 +63,11 @@ class Scope:
         return tuple(f"{self._mount}{path}" for path in sorted(outermost)) if len(outermost) <= most else ()
 
     @property
+    def is_possible(self) -> bool:
+        """False if nothing is ever limited."""
+        return self._mount is not None
+
+    @property
     def limited(self) -> list[int]:
         """The outputs that get events of certain cgroups only."""
         return list(self._limited)

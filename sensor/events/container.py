@@ -562,6 +562,8 @@ class ContainerFamily:
 
     def weigh(self) -> None:
         """Once in a while: have the kernel make events where that is cheaper, as far as it misses none."""
+        if not self._scope.is_possible:
+            return
         if self._gain is not None:
             limited = self._scope.limited
             self._gain.weigh({*limited, *self._able()})
@@ -576,7 +578,7 @@ class ContainerFamily:
 
     def limit(self) -> None:
         """Let the kernel make only those events that outputs want, where all their containers run by now."""
-        if self._gain is not None and not self._gain.pays:
+        if not self._scope.is_possible or (self._gain is not None and not self._gain.pays):
             return
         able = self._able()
         running = {member.number: member.id for members in able.values() for member in members}
