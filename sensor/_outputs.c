@@ -108,14 +108,19 @@ uint64_t rs_output_left(const rs_engine *e, uint32_t output)
     return output < e->n_outputs ? e->outputs[output].left : 0;
 }
 
+/* Whether an output lets this container's events pass. */
+static inline bool takes(const struct output *o, uint32_t container)
+{
+    return !o->containers || (container / 8 < o->container_bytes && o->containers[container / 8] >> (container % 8) & 1);
+}
+
 static inline bool wants(const struct output *o, uint64_t time, bool self, uint32_t container)
 {
     if (o->plain && !self)
         return true;
     if (!o->used || time < o->since || time >= o->until || !o->left || (self && !o->include_self))
         return false;
-    if (o->containers &&
-        (container / 8 >= o->container_bytes || !(o->containers[container / 8] >> (container % 8) & 1)))
+    if (!takes(o, container))
         return false;
     return !o->interval || time >= o->next_time;
 }

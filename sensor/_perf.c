@@ -490,11 +490,9 @@ static bool dispatch(rs_engine *e, const struct source *s, const struct record *
 /* Whether all that want a source's records (of thousands, the first) want certain containers, and not this one. */
 static bool is_elsewhere(const rs_engine *e, const struct source *s, uint32_t container)
 {
-    for (uint32_t i = 0; i < s->n_entries && i < 64; i++) {
-        const struct output *o = &e->outputs[s->entries[i].output];
-        if (!o->containers || (container / 8 < o->container_bytes && o->containers[container / 8] >> (container % 8) & 1))
+    for (uint32_t i = 0; i < s->n_entries && i < 64; i++)
+        if (takes(&e->outputs[s->entries[i].output], container))
             return false;
-    }
     return true;
 }
 

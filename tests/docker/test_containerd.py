@@ -23,6 +23,7 @@ from .test_stream import (
     LIFE,
     RUNNING,
     describe,
+    root_with,
     subscribed,
     subscription,
 )
@@ -38,12 +39,7 @@ SHELL = ("sh", "-c", "/bin/ls /; /bin/sleep 0.3; exit 7")
 
 def root_of(engine: Containerd, folder: Path) -> Path:
     """A root directory as a node with this containerd has it."""
-    for place, target in (("run/containerd", engine.state), ("sys", "/sys")):
-        link = folder / place
-        link.parent.mkdir(parents=True, exist_ok=True)
-        if not link.exists():
-            link.symlink_to(target)
-    return folder
+    return root_with(folder, {"run/containerd": engine.state})
 
 
 @asynccontextmanager

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from ringside.api.v0 import ContainerEventView
 from ringside.sensor.config import Config
-from ringside.sensor.container import ContainerState
 from ringside.sensor.sensor import Sensor
 
 from .podman import IMAGE, Podman
@@ -22,11 +21,12 @@ from .test_stream import (
     EXITED,
     LIFE,
     RUNNING,
-    describe,
+    connected,
+    root_with,
     subscribed,
     subscription,
-    until,
 )
+from .test_stream import assert_named as assert_named_so
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -51,14 +51,8 @@ def root_of(engine: Podman, folder: Path) -> Path:
         "run/runc": Path("/run/runc"),
         "run/crun": Path("/run/crun"),
         "var/lib/containers/storage": engine.root,
-        "sys": Path("/sys"),
     }
-    for place, target in places.items():
-        link = folder / place
-        link.parent.mkdir(parents=True, exist_ok=True)
-        if not link.is_symlink():
-            link.symlink_to(target)
-    return folder
+    return root_with(folder, places)
 
 
 @asynccontextmanager
@@ -66,26 +60,14 @@ async def sensing(engine: Podman, folder: Path) -> AsyncIterator[Sensor]:
     """A sensor that has the service's word, if it is served."""
     async with Sensor(Config(host_root=str(root_of(engine, folder)))) as sensor:
         if engine.process is not None:
-            table = sensor.container_family.table
-            marker = await asyncio.to_thread(engine.create, "marker", "true")
-
-            def is_created() -> bool:
-                found = table.get(marker)
-                return found is not None and found.state is ContainerState.CREATED
-
-            await until(is_created)
-            await asyncio.to_thread(engine.remove, marker)
-            await until(lambda: marker not in table)
+            await connected(sensor, lambda: engine.create("marker", "true"), engine.remove)
         yield sensor
 
 
 def assert_named(engine: Podman, events: list[Any], name: str) -> None:
     """Every event says which container it is of, by id, name and image."""
     assert events
-    image_id = engine.image_id()
-    for event in events:
-        told = (event.container_name, event.image_name, event.image_id)
-        assert told == (f"/{name}", IMAGE, image_id), describe(event)
+    assert_named_so(events, name, engine.image_id(), IMAGE)
 
 
 @BOTH

@@ -34,7 +34,7 @@ from ringside.sensor.sensor import Sensor
 from .engine import IMAGE, Dockerd, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
 Response = message_class("capsule8.api.v0.GetEventsResponse")
 CREATED, RUNNING, EXITED, DESTROYED = (kind for kind in ContainerEventType if kind)
@@ -135,19 +135,24 @@ async def subscribed(sensor: Sensor, wanted: Subscription) -> AsyncIterator[Stre
                 await task
 
 
+def root_with(folder: Path, places: Mapping[str, Path]) -> Path:
+    """A root directory, with links to where these places really are."""
+    for place, target in {**places, "sys": Path("/sys")}.items():
+        link = folder / place
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.is_symlink():
+            link.symlink_to(target)
+    return folder
+
+
 def host_root(engine: Dockerd, folder: Path) -> Path:
     """A root directory as a host with this engine has it."""
     places = {
         "run/docker.sock": engine.socket,
         "run/docker": engine.exec_root,
         "var/lib/docker": engine.folder / "data",
-        "sys": Path("/sys"),
     }
-    for place, target in places.items():
-        link = folder / place
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(target)
-    return folder
+    return root_with(folder, places)
 
 
 async def until(done: Callable[[], bool]) -> None:
@@ -157,9 +162,9 @@ async def until(done: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def connected(sensor: Sensor, engine: Dockerd) -> None:
+async def connected(sensor: Sensor, create: Callable[[], str], remove: Callable[[str], None]) -> None:
     """Wait until the sensor has the engine's word: a container of which only that knows is in the table."""
-    marker = await asyncio.to_thread(engine.create, "true")
+    marker = await asyncio.to_thread(create)
     table = sensor.container_family.table
 
     def is_created() -> bool:
@@ -167,7 +172,7 @@ async def connected(sensor: Sensor, engine: Dockerd) -> None:
         return found is not None and found.state is ContainerState.CREATED
 
     await until(is_created)
-    await asyncio.to_thread(engine.remove, marker)
+    await asyncio.to_thread(remove, marker)
     await until(lambda: marker not in table)
 
 
@@ -175,15 +180,15 @@ async def connected(sensor: Sensor, engine: Dockerd) -> None:
 async def sensing(engine: Dockerd, folder: Path, **settings: Any) -> AsyncIterator[Sensor]:
     config = Config(host_root=str(host_root(engine, folder)), **settings)
     async with Sensor(config) as sensor:
-        await connected(sensor, engine)
+        await connected(sensor, lambda: engine.create("true"), engine.remove)
         yield sensor
 
 
-def assert_named(events: list[Any], name: str, image_id: str) -> None:
+def assert_named(events: list[Any], name: str, image_id: str, image: str = IMAGE) -> None:
     """Every event says which container it is of, by id, name and image."""
     for event in events:
         told = (event.container_name, event.image_name, event.image_id)
-        assert told == (f"/{name}", IMAGE, image_id), describe(event)
+        assert told == (f"/{name}", image, image_id), describe(event)
 
 
 async def test_a_whole_life_event_by_event(dockerd: Dockerd, tmp_path: Path) -> None:
